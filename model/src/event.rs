@@ -1,0 +1,67 @@
+//! Events: things that happened once and have no end.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DomainUuid, HostId, Timestamp};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// Two witnesses disagree: a flow outside every lease, a VO claimed that is not the tenant's, a record sent twice
+    /// with different content.
+    Contradiction,
+    /// An agent introduced itself.
+    AgentHello,
+    /// A guest sent bytes that are no frame, or a frame out of order.
+    LinkFault,
+    /// hostd started.
+    HostStarted,
+    /// hostd stopped in order.
+    HostStopped,
+    /// A dead VM's disks were handed to quarantine.
+    DiskHandedOver,
+    /// Quarantine says that the disks are safe.
+    DiskCaptured,
+    /// A disk could not be kept; the detail says why.
+    DiskMissed,
+    /// The VM cannot be given an agent channel; the detail says why.
+    ChannelFault,
+}
+
+impl EventKind {
+    /// The word used in records and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Contradiction => "contradiction",
+            Self::AgentHello => "agent-hello",
+            Self::LinkFault => "link-fault",
+            Self::HostStarted => "host-started",
+            Self::HostStopped => "host-stopped",
+            Self::DiskHandedOver => "disk-handed-over",
+            Self::DiskCaptured => "disk-captured",
+            Self::DiskMissed => "disk-missed",
+            Self::ChannelFault => "channel-fault",
+        }
+    }
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The hypervisor.
+    pub host: HostId,
+    /// The VM, if it concerns one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<DomainUuid>,
+    /// Host's clock.
+    pub time: Timestamp,
+    /// What.
+    pub what: EventKind,
+    /// Particulars, in words that need no schema.
+    #[serde(default)]
+    pub detail: BTreeMap<String, String>,
+}

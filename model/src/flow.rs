@@ -1,0 +1,195 @@
+//! Flows: biflow records in the sense of RFC 5103, seen at one tap, named with IPFIX's words.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DomainUuid, HostId, InstanceId, PayloadUid, TapName, Timestamp, Vo};
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            /// The word used in records and answers.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            /// The value that a word stands for.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+words!(
+    /// Who began the conversation, seen from the VM.
+    Direction {
+        /// The VM is the originator.
+        Outgoing = "outgoing",
+        /// The VM is the responder.
+        Incoming = "incoming",
+    }
+);
+words!(
+    /// How sure the originator is.
+    Initiator {
+        /// Its first packet says so (SYN without ACK, echo request).
+        Seen = "seen",
+        /// Taken from the first packet seen, or from the port numbers.
+        Inferred = "inferred",
+        /// Neither.
+        Unknown = "unknown",
+    }
+);
+words!(
+    /// Whether the VM used an address that the cloud gave it.
+    Expected {
+        /// It did.
+        Yes = "yes",
+        /// It did not: spoofed, or the cloud's metadata is behind.
+        No = "no",
+        /// Nothing is known of the expected addresses.
+        Unknown = "unknown",
+    }
+);
+words!(
+    /// Why the record was written: IPFIX element 136, flowEndReason.
+    EndReason {
+        /// Nothing was heard for the idle timeout.
+        Idle = "idle",
+        /// The flow goes on; this is its part since the last record.
+        Active = "active",
+        /// FIN both ways or RST.
+        EndOfFlow = "end-of-flow",
+        /// The tap went away or hostd stopped.
+        Forced = "forced",
+        /// The table was full.
+        LackOfResources = "lack-of-resources",
+    }
+);
+words!(
+    /// How a flow was attributed.
+    Quality {
+        /// By arithmetic over a payload's lease.
+        Lease = "lease",
+        /// The agent saw this very connection.
+        Observed = "observed",
+        /// Only the VM is certain.
+        Instance = "instance",
+    }
+);
+
+/// Which payload a flow belongs to, and how that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attribution {
+    /// How.
+    pub quality: Quality,
+    /// The payload; `None` exactly when `quality` is [`Quality::Instance`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<PayloadUid>,
+    /// Why not better: `agent-absent`, `outside-every-lease`, `no-lease-then` …; empty for `lease`.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// The tuple that the world beyond the hypervisor's own NAT saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PostNat {
+    /// Translated address of the VM.
+    pub ip: IpAddr,
+    /// Translated port of the VM.
+    pub port: u16,
+}
+
+/// One biflow record, originator first. Counters are deltas: the sum over the records of a flow is its total.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The hypervisor.
+    pub host: HostId,
+    /// Observation point.
+    pub tap: TapName,
+    /// The VM behind the tap.
+    pub domain: DomainUuid,
+    /// Its cloud id.
+    pub instance: InstanceId,
+    /// Its VO; `None` is *unmapped*.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vo: Option<Vo>,
+    /// Who began.
+    pub direction: Direction,
+    /// Originator's address.
+    pub orig_ip: IpAddr,
+    /// Originator's port; for ICMP echo the identifier; 0 where the protocol has none.
+    pub orig_port: u16,
+    /// Responder's address.
+    pub resp_ip: IpAddr,
+    /// Responder's port; for ICMP `type << 8 | code` of the originator; 0 where the protocol has none.
+    pub resp_port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// 802.1Q VLAN id, if tagged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
+    /// First packet of this record, UTC.
+    pub first: Timestamp,
+    /// Last packet of this record, UTC.
+    pub last: Timestamp,
+    /// Packets from the originator since the last record of this flow.
+    pub orig_packets: u64,
+    /// IP bytes from the originator (true lengths, offloaded frames included).
+    pub orig_bytes: u64,
+    /// Packets from the responder.
+    pub resp_packets: u64,
+    /// IP bytes from the responder.
+    pub resp_bytes: u64,
+    /// Union of TCP flags from the originator (RFC 9293 bit order, FIN = 1).
+    pub orig_flags: u8,
+    /// Union of TCP flags from the responder.
+    pub resp_flags: u8,
+    /// Why the record was written.
+    pub end_reason: EndReason,
+    /// How sure the originator is.
+    pub initiator: Initiator,
+    /// Whether the VM used an address it was given.
+    pub src_expected: Expected,
+    /// Community ID v1 (seed 0): a pivot to other tools, not a key.
+    pub community_id: String,
+    /// What the world saw, if the hypervisor translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_nat: Option<PostNat>,
+    /// Whose it is.
+    pub attribution: Attribution,
+}
+
+impl Flow {
+    /// The VM's own address and port.
+    #[must_use]
+    pub const fn local(&self) -> (IpAddr, u16) {
+        match self.direction {
+            Direction::Outgoing => (self.orig_ip, self.orig_port),
+            Direction::Incoming => (self.resp_ip, self.resp_port),
+        }
+    }
+
+    /// The other side's address and port.
+    #[must_use]
+    pub const fn peer(&self) -> (IpAddr, u16) {
+        match self.direction {
+            Direction::Outgoing => (self.resp_ip, self.resp_port),
+            Direction::Incoming => (self.orig_ip, self.orig_port),
+        }
+    }
+}

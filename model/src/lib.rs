@@ -1,0 +1,35 @@
+//! The words that Vestigo's parts share.
+//!
+//! Leaf crate: no I/O, no async runtime, no `unsafe`. What stands here is either written to disk, sent over a
+//! guest link or handed from one daemon to another, so every type round-trips through JSON and every reader of
+//! foreign bytes is bounded.
+//!
+//! Two kinds of knowledge are kept apart by type: what the host saw ([`Instance`], [`Flow`], [`Coverage`]) and what a
+//! guest said ([`PayloadClaim`], inside a [`Payload`] that carries the host's own stamp).
+
+mod coverage;
+mod digest;
+mod event;
+mod fact;
+mod flow;
+mod handover;
+mod id;
+mod instance;
+pub mod link;
+mod payload;
+mod time;
+
+pub use coverage::{Coverage, CoverageState};
+pub use digest::{Digest, ParseDigestError};
+pub use event::{Event, EventKind};
+pub use fact::{Fact, FactRecord, LinkPosition};
+pub use flow::{Attribution, Direction, EndReason, Expected, Flow, Initiator, PostNat, Quality};
+pub use handover::{Handover, HandoverResult, Outcome, PayloadSummary, PinnedDisk, PinnedLayer};
+pub use id::{
+    BootId, DomainUuid, HostId, IdError, InstanceId, ItemId, Label, Mac, PayloadId, PayloadUid, PilotId, TapName, Vo,
+};
+pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
+pub use payload::{
+    Enforcement, Executable, Exit, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState, Trust, User,
+};
+pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

@@ -1,0 +1,202 @@
+//! Payloads: what a guest's agent claims about the work it runs, and the host's stamp on that claim.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Digest, DomainUuid, HostId, Label, PayloadId, PayloadUid, PilotId, Timestamp, Vo};
+
+/// A person or robot, named by who vouches for it and the name used there (`iss` and `sub` of the WLCG token profile).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct User {
+    /// Who vouches.
+    pub issuer: Label,
+    /// The name there.
+    pub subject: Label,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.subject, self.issuer)
+    }
+}
+
+/// What stands behind the claim that this user owns the payload. The kinds are never mixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trust {
+    /// The user's own signature over this task was verified.
+    SignedByUser,
+    /// A verified token of the user.
+    AssertedByToken,
+    /// The pilot says so.
+    AssertedByVo,
+}
+
+impl Trust {
+    /// The word used in records and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::SignedByUser => "signed-by-user",
+            Self::AssertedByToken => "asserted-by-token",
+            Self::AssertedByVo => "asserted-by-vo",
+        }
+    }
+}
+
+/// Source ports `first` to `last`, both included; for ICMP the echo identifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PortBlock {
+    /// Lowest port.
+    pub first: u16,
+    /// Highest port; not below `first`.
+    pub last: u16,
+}
+
+impl PortBlock {
+    /// Whether the port is inside.
+    #[must_use]
+    pub const fn contains(&self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+impl fmt::Display for PortBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// What marks every packet of a payload as its own, by arithmetic alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lease {
+    /// IPv4: source ports of the VM, enforced by source NAT inside it.
+    Ports(PortBlock),
+    /// IPv6: an address of its own.
+    Address(std::net::Ipv6Addr),
+}
+
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ports(block) => write!(f, "ports {block}"),
+            Self::Address(address) => write!(f, "address {address}"),
+        }
+    }
+}
+
+/// The file that runs, opened once, digested, and executed through the same descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Executable {
+    /// Path inside the payload's own root.
+    pub path: String,
+    /// SHA-256 of its bytes.
+    pub sha256: Digest,
+}
+
+/// Whether a rule of the WLCG recommendations held for a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleState {
+    /// In force.
+    Enforced,
+    /// In force in part; `how` says which.
+    Degraded,
+    /// Not in force.
+    Off,
+}
+
+/// One line of a payload's isolation manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Enforcement {
+    /// Whether.
+    pub state: RuleState,
+    /// By what means, or why not.
+    pub how: Label,
+}
+
+/// What the agent says about a payload before it runs. A claim by the guest: true as far as the VO's image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PayloadClaim {
+    /// This run.
+    pub uid: PayloadUid,
+    /// The pilot job that starts it.
+    pub pilot: PilotId,
+    /// The VO's name for the work unit.
+    pub payload: PayloadId,
+    /// Whose it is.
+    pub user: User,
+    /// The VO that the pilot names.
+    pub vo: Vo,
+    /// What stands behind the user's name.
+    pub trust: Trust,
+    /// What runs; `None` if it could not be opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executable: Option<Executable>,
+    /// Arguments, the program's name first; cut by the agent to 4 KiB in all.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// What marks its packets.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
+    /// Rule id (`R-ISO-9`) → how it holds.
+    #[serde(default)]
+    pub isolation: BTreeMap<String, Enforcement>,
+}
+
+/// How a payload ended, as the agent saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exit {
+    /// It returned this status.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+    /// It was never started: the agent failed after the record was acknowledged.
+    NotStarted,
+    /// The agent (or the VM) went away first.
+    Lost,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::NotStarted => f.write_str("not started"),
+            Self::Lost => f.write_str("lost"),
+        }
+    }
+}
+
+/// The end of a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PayloadEnd {
+    /// Host's clock when the record arrived.
+    pub received: Timestamp,
+    /// Guest's clock when it happened.
+    pub claimed: Timestamp,
+    /// How.
+    pub exit: Exit,
+}
+
+/// A payload as the host keeps it: the guest's claim under the host's own stamp. Its key is (`domain`, `claim.uid`);
+/// a later record of the same key replaces the earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// The hypervisor.
+    pub host: HostId,
+    /// The VM: known from the channel the claim came through, never from the claim.
+    pub domain: DomainUuid,
+    /// Host's clock when the claim arrived. The payload's first instruction ran later than this.
+    pub received: Timestamp,
+    /// Guest's clock when the claim was made.
+    pub claimed: Timestamp,
+    /// What the guest said.
+    pub claim: PayloadClaim,
+    /// How it ended; `None` while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<PayloadEnd>,
+}
