@@ -1,1 +1,22 @@
-//! Vestigo.
+//! `hostd`: sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
+//!
+//! Pure: [`decode`], [`meter`], [`attribute`], [`join`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
+//! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links).
+//! [`service`] owns the state between them; [`daemon`] puts all together.
+
+pub mod attribute;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod decode;
+pub mod domain;
+pub mod guestlink;
+pub mod join;
+pub mod machines;
+pub mod meter;
+pub mod payloads;
+pub mod pin;
+pub mod recorder;
+pub mod service;
+pub mod vm;

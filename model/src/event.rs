@@ -25,8 +25,12 @@ pub enum EventKind {
     DiskHandedOver,
     /// Quarantine says that the disks are safe.
     DiskCaptured,
+    /// Quarantine left the disks out by the site's policy.
+    DiskSkipped,
     /// A disk could not be kept; the detail says why.
     DiskMissed,
+    /// A disk was let go on purpose: nothing was terminated.
+    DiskReleased,
     /// The VM cannot be given an agent channel; the detail says why.
     ChannelFault,
 }
@@ -43,7 +47,9 @@ impl EventKind {
             Self::HostStopped => "host-stopped",
             Self::DiskHandedOver => "disk-handed-over",
             Self::DiskCaptured => "disk-captured",
+            Self::DiskSkipped => "disk-skipped",
             Self::DiskMissed => "disk-missed",
+            Self::DiskReleased => "disk-released",
             Self::ChannelFault => "channel-fault",
         }
     }

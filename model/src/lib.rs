@@ -30,6 +30,7 @@ pub use id::{
 };
 pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
 pub use payload::{
-    Enforcement, Executable, Exit, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState, Trust, User,
+    Enforcement, Executable, Exit, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState, Trust,
+    User,
 };
 pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

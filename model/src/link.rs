@@ -54,6 +54,8 @@ pub struct Record {
 }
 
 /// What a guest can state.
+// Values live one at a time, between the link and the ledger: a box would only add an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Claim {
@@ -84,6 +86,8 @@ pub struct Heartbeat {
 }
 
 /// Guest → host.
+// Values live one at a time, between the link and the ledger: a box would only add an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum GuestFrame {

@@ -1,0 +1,32 @@
+//! Arguments.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::DEFAULT_PATH;
+
+/// Sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
+///
+/// Exit codes: 0 ok, 1 failure, 2 usage or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "hostd", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Sub-commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run in the foreground until SIGTERM or SIGINT.
+    Daemon {
+        /// Configuration file (TOML).
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// Only read the configuration and the table of VOs, and say what is wrong with them.
+        #[arg(long)]
+        check_config: bool,
+    },
+}

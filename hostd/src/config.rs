@@ -1,0 +1,279 @@
+//! `hostd.toml`. Unknown keys and bad values are refused with their line.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use vestigo_model::HostId;
+
+use crate::meter::MeterOptions;
+
+/// Where the configuration is looked for.
+pub const DEFAULT_PATH: &str = "/etc/vestigo/hostd.toml";
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}; write it (an example is in docs/operations.md) or name another with --config", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("{}, line {line}: {message}; correct that line", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// First line is 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("{}: {key} {message}", path.display())]
+    Value {
+        /// Which.
+        path: PathBuf,
+        /// Which key.
+        key: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This hypervisor's name in every record. One path component; never change it later.
+    pub host: HostId,
+    /// Folder of the ledger.
+    #[serde(default = "default_ledger")]
+    pub ledger: PathBuf,
+    /// Folder of hand-overs to quarantine.
+    #[serde(default = "default_spool")]
+    pub spool: PathBuf,
+    /// Folder of the agent channels' sockets. QEMU makes them: it must be able to write there.
+    #[serde(default = "default_channels")]
+    pub channels: PathBuf,
+    /// Table of projects and VOs.
+    #[serde(default = "default_vos")]
+    pub vos: PathBuf,
+    /// libvirt.
+    #[serde(default)]
+    pub libvirt: Libvirt,
+    /// Metering.
+    #[serde(default)]
+    pub meter: Meter,
+    /// Segments and coverage.
+    #[serde(default)]
+    pub record: Record,
+    /// Disk pins.
+    #[serde(default)]
+    pub pins: Pins,
+}
+
+/// `[libvirt]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Libvirt {
+    /// Connection URI.
+    pub uri: String,
+    /// Seconds between two full comparisons with what libvirt says runs.
+    pub resync: u64,
+    /// Whether an agent channel is plugged into VMs that have none.
+    pub plug_channel: bool,
+}
+
+impl Default for Libvirt {
+    fn default() -> Self {
+        Self { uri: "qemu:///system".into(), resync: 60, plug_channel: true }
+    }
+}
+
+/// `[meter]`: seconds, and a number of flows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Meter {
+    /// Age at which a flow that goes on gets its first record.
+    pub first: u64,
+    /// Time between two records of a flow that goes on.
+    pub active: u64,
+    /// Quiet time that ends a TCP flow.
+    pub idle_tcp: u64,
+    /// Quiet time that ends a UDP flow.
+    pub idle_udp: u64,
+    /// Quiet time that ends any other flow.
+    pub idle_other: u64,
+    /// Most flows held at once for one tap.
+    pub max_flows: usize,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        let options = MeterOptions::default();
+        Self {
+            first: options.first.as_secs(),
+            active: options.active.as_secs(),
+            idle_tcp: options.idle_tcp.as_secs(),
+            idle_udp: options.idle_udp.as_secs(),
+            idle_other: options.idle_other.as_secs(),
+            max_flows: options.max_flows,
+        }
+    }
+}
+
+impl Meter {
+    /// As the meter wants them.
+    #[must_use]
+    pub fn options(&self) -> MeterOptions {
+        MeterOptions {
+            first: Duration::from_secs(self.first),
+            active: Duration::from_secs(self.active),
+            idle_tcp: Duration::from_secs(self.idle_tcp),
+            idle_udp: Duration::from_secs(self.idle_udp),
+            idle_other: Duration::from_secs(self.idle_other),
+            max_flows: self.max_flows,
+            ..MeterOptions::default()
+        }
+    }
+}
+
+/// `[record]`: seconds and bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Record {
+    /// Age at which a segment is sealed.
+    pub seal_after: u64,
+    /// Size of the write-ahead log at which a segment is sealed.
+    pub seal_bytes: u64,
+    /// Length of a coverage statement.
+    pub coverage: u64,
+    /// Silence after which an agent counts as silent.
+    pub agent_silent: u64,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self { seal_after: 300, seal_bytes: 64 << 20, coverage: 60, agent_silent: 45 }
+    }
+}
+
+/// `[pins]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pins {
+    /// One folder per file system that holds disks of VMs.
+    pub folders: Vec<PathBuf>,
+    /// Seconds between the deletion of a VM's first disk and the hand-over, so that all of them become one item.
+    pub settle: u64,
+}
+
+impl Default for Pins {
+    fn default() -> Self {
+        Self { folders: vec!["/var/lib/libvirt/vestigo-pins".into()], settle: 2 }
+    }
+}
+
+fn default_ledger() -> PathBuf {
+    "/var/lib/vestigo/ledger".into()
+}
+
+fn default_spool() -> PathBuf {
+    "/var/lib/vestigo/spool".into()
+}
+
+fn default_channels() -> PathBuf {
+    "/run/vestigo/channels".into()
+}
+
+fn default_vos() -> PathBuf {
+    "/etc/vestigo/vos.toml".into()
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            line: error.span().map_or(1, |span| line_of(text, span.start)),
+            message: error.message().lines().collect::<Vec<_>>().join(" "),
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let positive = [
+            ("libvirt.resync", self.libvirt.resync),
+            ("meter.active", self.meter.active),
+            ("meter.idle_tcp", self.meter.idle_tcp),
+            ("meter.idle_udp", self.meter.idle_udp),
+            ("meter.idle_other", self.meter.idle_other),
+            ("meter.max_flows", self.meter.max_flows as u64),
+            ("record.seal_after", self.record.seal_after),
+            ("record.seal_bytes", self.record.seal_bytes),
+            ("record.coverage", self.record.coverage),
+            ("record.agent_silent", self.record.agent_silent),
+        ];
+        let value = |key, message: &str| ConfigError::Value { path: path.to_owned(), key, message: message.into() };
+        if let Some((key, _)) = positive.into_iter().find(|(_, number)| *number == 0) {
+            return Err(value(key, "is 0; give at least 1"));
+        }
+        let folders =
+            [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
+        let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
+        if let Some((key, folder)) = relative.into_iter().find(|(_, folder)| !folder.is_absolute()) {
+            return Err(value(key, &format!("is {}, a relative path; give an absolute one", folder.display())));
+        }
+        Ok(())
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("/etc/vestigo/hostd.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_host_name_is_enough() {
+        let config = parse("host = \"hv1\"").unwrap();
+        assert_eq!(config.meter.options(), MeterOptions::default());
+        assert_eq!(config.ledger, Path::new("/var/lib/vestigo/ledger"));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let message = parse("host = \"hv1\"\n[meter]\nactiv = 5\n").unwrap_err();
+        assert!(message.starts_with("/etc/vestigo/hostd.toml, line 3: unknown field `activ`"), "{message}");
+        let message = parse("host = \"hv 1\"").unwrap_err();
+        assert!(message.contains("line 1") && message.contains("' '"), "{message}");
+        let message = parse("host = \"hv1\"\n[meter]\nactive = 0\n").unwrap_err();
+        assert!(message.contains("meter.active is 0; give at least 1"), "{message}");
+        let message = parse("host = \"hv1\"\nspool = \"spool\"\n").unwrap_err();
+        assert!(message.contains("spool is spool, a relative path"), "{message}");
+        assert!(parse("").unwrap_err().contains("missing field `host`"));
+    }
+}

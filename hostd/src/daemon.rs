@@ -1,0 +1,184 @@
+//! Puts the parts together and takes them apart again.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot},
+};
+use vestigo_ledger::{Recovered, WriterOptions};
+use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock};
+
+use crate::{
+    config::{Config, ConfigError},
+    domain::{DomainError, Hypervisor, Options, Site, VoMap, VosError},
+    machines::{self, MachineOptions},
+    payloads::FromLedger,
+    pin::{PinError, PinKeeper, PinOptions},
+    recorder::{Recorder, RecorderError},
+    service::{Service, ServiceOptions},
+    vm::lost,
+};
+
+/// Events of the machines' thread that may wait.
+const QUEUE: usize = 1024;
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The table of VOs cannot be read.
+    #[error("cannot read {}; write it (an empty file leaves every project unmapped) or set `vos`", path.display())]
+    VosRead {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The table of VOs is wrong.
+    #[error("{}", path.display())]
+    Vos {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: VosError,
+    },
+    /// A folder cannot be made.
+    #[error("cannot make the folder {}; hostd runs as root", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] RecorderError),
+    /// The pins.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// libvirt.
+    #[error("{0}; check that libvirtd runs and that `libvirt.uri` names it")]
+    Libvirt(#[from] DomainError),
+    /// Threads, signals.
+    #[error("the system refuses a thread or a signal handler")]
+    System(#[from] io::Error),
+}
+
+impl DaemonError {
+    /// Whether the administrator has to correct a file.
+    #[must_use]
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::VosRead { .. } | Self::Vos { .. })
+    }
+}
+
+/// Reads the configuration and the table of VOs.
+///
+/// # Errors
+/// [`DaemonError`]: what is wrong with them.
+pub fn check(path: &Path) -> Result<(Config, VoMap), DaemonError> {
+    let config = Config::load(path)?;
+    let path = config.vos.clone();
+    let text = fs::read_to_string(&path).map_err(|source| DaemonError::VosRead { path: path.clone(), source })?;
+    let vos = VoMap::parse(&text).map_err(|source| DaemonError::Vos { path, source })?;
+    Ok((config, vos))
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn run(path: &Path) -> Result<(), DaemonError> {
+    let (config, vos) = check(path)?;
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config, vos))
+}
+
+async fn serve(config: Config, vos: VoMap) -> Result<(), DaemonError> {
+    for folder in [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders) {
+        fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.clone(), source })?;
+    }
+    let options = WriterOptions {
+        host: config.host.clone(),
+        max_segment_age: Duration::from_secs(config.record.seal_after),
+        max_wal_bytes: config.record.seal_bytes,
+    };
+    let (recorder, recovered, ledger) = Recorder::start(&config.ledger, options)?;
+    started(&config, &recorder, &recovered).await?;
+    let pins = PinOptions {
+        settle: Duration::from_secs(config.pins.settle),
+        ..PinOptions::new(config.host.clone(), config.pins.folders.clone(), config.spool.clone())
+    };
+    let keeper = PinKeeper::open(pins, Box::new(FromLedger(config.ledger.clone())))?;
+    let hypervisor = Hypervisor::connect(&config.libvirt.uri, &Options::default())?;
+    let (events, machine_events) = mpsc::channel(QUEUE);
+    let options = MachineOptions {
+        site: Site { host: config.host.clone(), vos },
+        channels: config.channels.clone(),
+        plug_channel: config.libvirt.plug_channel,
+        resync: Duration::from_secs(config.libvirt.resync),
+    };
+    machines::follow(hypervisor, keeper, options, events)?;
+    let options = ServiceOptions {
+        host: config.host.clone(),
+        meter: config.meter.options(),
+        coverage: Duration::from_secs(config.record.coverage),
+        agent_silent: Duration::from_secs(config.record.agent_silent),
+    };
+    let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
+    let (stop, stopped) = oneshot::channel();
+    let watcher = tokio::spawn(async move {
+        let result = asked_to_stop().await;
+        // The service may have ended by itself.
+        let _ = stop.send(());
+        result
+    });
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tracing::info!(host = %config.host, "hostd runs");
+    service.run(inputs, stopped).await;
+    watcher.abort();
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    // The ledger's last write; a panic there has been reported by the thread itself.
+    let _ = tokio::task::spawn_blocking(move || ledger.join()).await;
+    tracing::info!("hostd has stopped");
+    Ok(())
+}
+
+/// Writes that this life began, and what the gap before it means.
+async fn started(config: &Config, recorder: &Recorder, recovered: &Recovered) -> Result<(), DaemonError> {
+    let now = SystemClock.now();
+    if let Some(last) = recovered.last_recorded {
+        let state = lost(None, "hostd-down");
+        let gap = Coverage { host: config.host.clone(), domain: None, tap: None, from: last.min(now), to: now, state };
+        recorder.record(Fact::Coverage(gap)).await?;
+    }
+    let detail = [
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("torn-bytes".to_owned(), recovered.torn_bytes.to_string()),
+    ];
+    let event = Event {
+        host: config.host.clone(),
+        domain: None,
+        time: now,
+        what: EventKind::HostStarted,
+        detail: detail.into_iter().collect(),
+    };
+    Ok(recorder.record(Fact::Event(event)).await?)
+}
+
+async fn asked_to_stop() -> io::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}

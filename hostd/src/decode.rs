@@ -1,0 +1,282 @@
+//! From the bytes of an Ethernet frame to what the meter needs. Pure: byte slices in, values out.
+//!
+//! Lengths come from the IP header (a guest hands over unsegmented frames of up to 64 KiB, so "frame length" is not what
+//! crossed the wire either way); checksums are never judged, because a tap carries frames whose checksum nobody has
+//! filled in yet.
+
+use std::net::IpAddr;
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use vestigo_model::Mac;
+
+/// IANA protocol numbers that the meter treats in a way of their own.
+pub mod proto {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// Where a frame goes, seen from the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heading {
+    /// The VM sent it.
+    FromVm,
+    /// It goes to the VM.
+    ToVm,
+}
+
+/// What the meter keeps of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Source and destination hardware addresses.
+    pub ether: (Mac, Mac),
+    /// VLAN id, outermost tag.
+    pub vlan: Option<u16>,
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Source port; ICMP echo identifier; 0 where there is none.
+    pub src_port: u16,
+    /// Destination port; 0 where there is none.
+    pub dst_port: u16,
+    /// TCP flags, FIN = 1 (RFC 9293); 0 for other protocols.
+    pub tcp_flags: u8,
+    /// ICMP type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// IP header and payload, in bytes.
+    pub ip_bytes: u64,
+    /// A later fragment: its ports are not in it.
+    pub later_fragment: bool,
+}
+
+/// Why a frame is not metered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Undecodable {
+    /// ARP: no IP flow.
+    Arp,
+    /// Some other protocol than IP.
+    NotIp,
+    /// Too short to be an Ethernet frame.
+    NoEthernet,
+    /// An IP header that does not fit what follows it.
+    BadIp,
+}
+
+impl Undecodable {
+    /// Every reason, in the order of counters.
+    pub const ALL: [Self; 4] = [Self::Arp, Self::NotIp, Self::NoEthernet, Self::BadIp];
+
+    /// The word used in logs and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Arp => "arp",
+            Self::NotIp => "not-ip",
+            Self::NoEthernet => "no-ethernet",
+            Self::BadIp => "bad-ip",
+        }
+    }
+}
+
+/// TCP flag bits (RFC 9293).
+pub mod tcp_flag {
+    /// No more data from this side.
+    pub const FIN: u8 = 0x01;
+    /// First packet of a side.
+    pub const SYN: u8 = 0x02;
+    /// Connection refused or broken.
+    pub const RST: u8 = 0x04;
+    /// Acknowledgement number is valid.
+    pub const ACK: u8 = 0x10;
+}
+
+/// Decodes one Ethernet frame.
+///
+/// # Errors
+/// The reason why the frame is no IP packet; every one is counted by the caller.
+pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
+    let sliced = LaxSlicedPacket::from_ethernet(frame).map_err(|_| Undecodable::NoEthernet)?;
+    let ether = ether(frame).ok_or(Undecodable::NoEthernet)?;
+    let vlan = sliced.vlan_ids().first().map(|id| u16::from(*id));
+    let (src, dst, proto, ip_bytes, later_fragment) = match &sliced.net {
+        Some(LaxNetSlice::Ipv4(ip)) => {
+            let header = ip.header();
+            let captured = header.slice().len() + ip.payload().payload.len();
+            (
+                IpAddr::V4(header.source_addr()),
+                IpAddr::V4(header.destination_addr()),
+                header.protocol().0,
+                true_length(header.total_len().into(), captured),
+                header.fragments_offset().value() > 0,
+            )
+        }
+        Some(LaxNetSlice::Ipv6(ip)) => {
+            let header = ip.header();
+            let declared = usize::from(header.payload_length());
+            let behind = captured_after_ipv6(&sliced, ip.payload().payload.len());
+            let length = true_length(if declared == 0 { 0 } else { declared + 40 }, behind + 40);
+            (
+                IpAddr::V6(header.source_addr()),
+                IpAddr::V6(header.destination_addr()),
+                ip.payload().ip_number.0,
+                length,
+                ip.is_payload_fragmented() && sliced.transport.is_none(),
+            )
+        }
+        Some(LaxNetSlice::Arp(_)) => return Err(Undecodable::Arp),
+        None if sliced.stop_err.is_some() => return Err(Undecodable::BadIp),
+        None => return Err(Undecodable::NotIp),
+    };
+    let (src_port, dst_port, tcp_flags, icmp) = transport(sliced.transport.as_ref());
+    Ok(Packet { ether, vlan, src, dst, proto, src_port, dst_port, tcp_flags, icmp, ip_bytes, later_fragment })
+}
+
+fn ether(frame: &[u8]) -> Option<(Mac, Mac)> {
+    let dst = frame.first_chunk::<6>()?;
+    let src = frame.get(6..)?.first_chunk::<6>()?;
+    Some((Mac(*src), Mac(*dst)))
+}
+
+/// The header's own length; what was captured where the header says 0 (jumbograms and BIG TCP write 0 there).
+fn true_length(declared: usize, captured: usize) -> u64 {
+    u64::try_from(if declared == 0 { captured } else { declared }).unwrap_or(u64::MAX)
+}
+
+fn captured_after_ipv6(sliced: &LaxSlicedPacket<'_>, payload: usize) -> usize {
+    sliced.ether_payload().map_or(payload, |ether| ether.payload.len().saturating_sub(40))
+}
+
+type Transport = (u16, u16, u8, Option<(u8, u8)>);
+
+fn transport(slice: Option<&TransportSlice<'_>>) -> Transport {
+    match slice {
+        Some(TransportSlice::Tcp(tcp)) => {
+            let flags = tcp.slice().get(13).copied().unwrap_or(0);
+            (tcp.source_port(), tcp.destination_port(), flags, None)
+        }
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port(), 0, None),
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let echo = matches!(icmp.type_u8(), 0 | 8 | 13 | 14);
+            (echo_id(echo, icmp.bytes5to8()), 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let echo = matches!(icmp.type_u8(), 128 | 129);
+            (echo_id(echo, icmp.bytes5to8()), 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
+        }
+        Some(_) | None => (0, 0, 0, None),
+    }
+}
+
+fn echo_id(echo: bool, rest: [u8; 4]) -> u16 {
+    let [a, b, ..] = rest;
+    if echo { u16::from_be_bytes([a, b]) } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+
+    const VM: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+    const GW: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
+
+    #[test]
+    fn tcp_with_a_tag() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .single_vlan(42u16.try_into().unwrap())
+            .ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64)
+            .tcp(41022, 443, 1, 1000)
+            .syn()
+            .write(&mut frame, &[])
+            .unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!(packet.ether, (Mac(VM), Mac(GW)));
+        assert_eq!(packet.vlan, Some(42));
+        assert_eq!((packet.src_port, packet.dst_port, packet.proto), (41022, 443, proto::TCP));
+        assert_eq!(packet.tcp_flags, tcp_flag::SYN);
+        assert_eq!(packet.ip_bytes, 40);
+    }
+
+    #[test]
+    fn an_offloaded_frame_counts_in_full() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64)
+            .tcp(1, 2, 1, 1)
+            .write(&mut frame, &vec![0; 60_000])
+            .unwrap();
+        assert_eq!(decode(&frame).unwrap().ip_bytes, 60_040);
+        // Total length 0, as the kernel writes for a BIG TCP frame: what was captured counts.
+        frame[16] = 0;
+        frame[17] = 0;
+        assert_eq!(decode(&frame).unwrap().ip_bytes, 60_040);
+        // Cut by a short buffer, the header still tells the truth.
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv6([1; 16], [2; 16], 64)
+            .udp(5, 6)
+            .write(&mut frame, &vec![0; 1000])
+            .unwrap();
+        frame.truncate(128);
+        let packet = decode(&frame).unwrap();
+        assert_eq!(packet.ip_bytes, 1048);
+        assert_eq!(packet.src_port, 5);
+    }
+
+    #[test]
+    fn ping_has_its_identifier() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64)
+            .icmpv4_echo_request(0x1234, 7)
+            .write(&mut frame, b"abc")
+            .unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!((packet.src_port, packet.icmp), (0x1234, Some((8, 0))));
+    }
+
+    #[test]
+    fn names_what_it_cannot_use() {
+        assert_eq!(decode(&[0; 10]), Err(Undecodable::NoEthernet));
+        let mut lldp = vec![0; 60];
+        lldp[12] = 0x88;
+        lldp[13] = 0xcc;
+        assert_eq!(decode(&lldp), Err(Undecodable::NotIp));
+        let mut bad = vec![0; 60];
+        bad[12] = 0x08;
+        bad[14] = 0x30;
+        assert_eq!(decode(&bad), Err(Undecodable::BadIp));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn no_damaged_packet_panics(at in 12usize..80, value: u8, cut in 0usize..120) {
+            let mut frame = Vec::new();
+            PacketBuilder::ethernet2(VM, GW)
+                .single_vlan(1u16.try_into().unwrap())
+                .ipv6([1; 16], [2; 16], 64)
+                .tcp(1, 2, 1, 1)
+                .write(&mut frame, &[0; 40])
+                .unwrap();
+            if let Some(byte) = frame.get_mut(at) { *byte = value; }
+            frame.truncate(frame.len().saturating_sub(cut));
+            let _ = decode(&frame);
+        }
+    }
+}

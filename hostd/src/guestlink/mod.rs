@@ -1,0 +1,7 @@
+//! The guest link, host side: one task per VM that holds the channel and feeds the pure [`session::Session`].
+
+mod serial;
+mod session;
+
+pub use serial::{LinkEvent, LinkHandle, LinkOptions, open};
+pub use session::{Session, Step};

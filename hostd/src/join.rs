@@ -1,0 +1,144 @@
+//! From a tap's record and the lease book to the flow that the ledger keeps. Pure.
+
+use std::net::IpAddr;
+
+use community_id::calculate_community_id;
+use vestigo_model::{Direction, Expected, Flow, Tap};
+
+use crate::{
+    attribute::{AgentState, LeaseBook},
+    capture::Tapped,
+    decode::proto,
+    meter::Metered,
+};
+
+/// Joins a record with what is known of its VM.
+#[must_use]
+pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
+    let (observed, record) = (&tapped.observed, &tapped.record);
+    let mine = local(record);
+    Flow {
+        host: observed.host.clone(),
+        tap: observed.tap.name.clone(),
+        domain: observed.domain,
+        instance: observed.instance.clone(),
+        vo: observed.vo.clone(),
+        direction: record.direction,
+        orig_ip: record.orig.0,
+        orig_port: record.orig.1,
+        resp_ip: record.resp.0,
+        resp_port: record.resp.1,
+        proto: record.proto,
+        vlan: record.vlan,
+        first: record.first,
+        last: record.last,
+        orig_packets: record.from_orig.0,
+        orig_bytes: record.from_orig.1,
+        resp_packets: record.from_resp.0,
+        resp_bytes: record.from_resp.1,
+        orig_flags: record.from_orig.2,
+        resp_flags: record.from_resp.2,
+        end_reason: record.end_reason,
+        initiator: record.initiator,
+        src_expected: src_expected(record, &observed.tap),
+        community_id: community_id(record),
+        post_nat: None,
+        attribution: book.attribute(observed.domain, mine, record.proto, record.first, agent),
+    }
+}
+
+/// The VM's own address and port.
+fn local(record: &Metered) -> (IpAddr, u16) {
+    match record.direction {
+        Direction::Outgoing => record.orig,
+        Direction::Incoming => record.resp,
+    }
+}
+
+/// Whether the VM *sent* from an address it was given. What was only sent to it says nothing, nor does an address that
+/// every interface may use (link-local, unspecified).
+fn src_expected(record: &Metered, tap: &Tap) -> Expected {
+    let sent = match record.direction {
+        Direction::Outgoing => record.from_orig.0,
+        Direction::Incoming => record.from_resp.0,
+    };
+    let ip = local(record).0;
+    let anybodys = match ip {
+        IpAddr::V4(ip) => ip.is_unspecified() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_unicast_link_local(),
+    };
+    if sent == 0 || tap.expected.is_empty() || anybodys {
+        Expected::Unknown
+    } else if tap.expected.contains(&ip) {
+        Expected::Yes
+    } else {
+        Expected::No
+    }
+}
+
+/// Community ID v1 with seed 0. For ICMP its "ports" are type and code of what the originator sent.
+fn community_id(record: &Metered) -> String {
+    let (source, destination) = match record.proto {
+        proto::ICMP | proto::ICMPV6 => {
+            let [kind, code] = record.resp.1.to_be_bytes();
+            (Some(kind.into()), Some(code.into()))
+        }
+        proto::TCP | proto::UDP | 132 => (Some(record.orig.1), Some(record.resp.1)),
+        _ => (None, None),
+    };
+    // An error would mean two address families in one packet, which no decoder yields.
+    calculate_community_id(0, record.orig.0, record.resp.0, source, destination, record.proto, false)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use vestigo_model::{EndReason, Initiator, Mac, TapName, Timestamp};
+
+    use super::*;
+
+    fn record(orig: (&str, u16), resp: (&str, u16), proto: u8, sent: u64) -> Metered {
+        let time = Timestamp::from_nanos(1);
+        Metered {
+            direction: Direction::Outgoing,
+            orig: (orig.0.parse().unwrap(), orig.1),
+            resp: (resp.0.parse().unwrap(), resp.1),
+            proto,
+            vlan: None,
+            first: time,
+            last: time,
+            from_orig: (sent, 40 * sent, 0),
+            from_resp: (0, 0, 0),
+            end_reason: EndReason::Idle,
+            initiator: Initiator::Seen,
+        }
+    }
+
+    /// Values of the reference implementation's test suite (corelight/community-id-spec, baseline for seed 0).
+    #[test]
+    fn community_ids_are_the_references() {
+        let tcp = record(("128.232.110.120", 34855), ("66.35.250.204", 80), 6, 1);
+        assert_eq!(community_id(&tcp), "1:LQU9qZlK+B5F3KDmev6m5PMibrg=");
+        let udp = record(("192.168.1.52", 54585), ("8.8.8.8", 53), 17, 1);
+        assert_eq!(community_id(&udp), "1:d/FP5EW3wiY1vCndhwleRRKHowQ=");
+        let ping = record(("192.168.0.89", 9), ("192.168.0.1", 8 << 8), 1, 1);
+        assert_eq!(community_id(&ping), "1:X0snYXpgwiv9TZtqg64sgzUn6Dk=");
+    }
+
+    #[test]
+    fn a_forged_source_is_said_to_be_one() {
+        let tap = |expected: &[&str]| Tap {
+            name: TapName::new("vnet0").unwrap(),
+            mac: Mac([0; 6]),
+            expected: expected.iter().map(|ip| ip.parse().unwrap()).collect(),
+            not_capturable: None,
+        };
+        let from = |ip, sent| record((ip, 1), ("192.0.2.1", 2), 6, sent);
+        assert_eq!(src_expected(&from("10.0.0.5", 1), &tap(&["10.0.0.5"])), Expected::Yes);
+        assert_eq!(src_expected(&from("10.0.0.6", 1), &tap(&["10.0.0.5"])), Expected::No);
+        assert_eq!(src_expected(&from("10.0.0.6", 0), &tap(&["10.0.0.5"])), Expected::Unknown);
+        assert_eq!(src_expected(&from("10.0.0.6", 1), &tap(&[])), Expected::Unknown);
+        assert_eq!(src_expected(&from("169.254.3.4", 1), &tap(&["10.0.0.5"])), Expected::Unknown);
+    }
+}

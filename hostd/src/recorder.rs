@@ -1,0 +1,188 @@
+//! The one owner of the ledger: a thread that gathers what is waiting and writes it in one go (group commit).
+//!
+//! Facts are answered when durable. Flows never wait: what does not fit into the queue, or what the ledger cannot take,
+//! is counted, and the count becomes coverage.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot};
+use vestigo_ledger::{LedgerError, Recovered, Writer, WriterOptions};
+use vestigo_model::{Clock, Fact, FactRecord, Flow, LinkPosition, SystemClock};
+
+/// Entries waiting for the ledger.
+const QUEUE: usize = 16_384;
+/// Most entries written in one go.
+const BATCH: usize = 2048;
+/// How long flows may wait for company.
+const PACE: Duration = Duration::from_millis(200);
+
+enum Entry {
+    Fact(FactRecord, Option<oneshot::Sender<()>>),
+    Flow(Flow),
+    Stop,
+}
+
+/// A handle to the ledger's thread.
+#[derive(Clone)]
+pub struct Recorder {
+    queue: mpsc::Sender<Entry>,
+    lost_flows: Arc<AtomicU64>,
+}
+
+/// Why the ledger is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum RecorderError {
+    /// It cannot be opened.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// No thread for it.
+    #[error("cannot start the ledger's thread")]
+    Thread(#[from] std::io::Error),
+    /// A fact could not be made durable.
+    #[error("the ledger could not keep a fact; see the log for the reason")]
+    NotKept,
+}
+
+impl Recorder {
+    /// Opens the ledger and starts its thread. Gives what an earlier life left open.
+    ///
+    /// # Errors
+    /// [`RecorderError`].
+    pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
+        let (writer, recovered) = Writer::open(root, options)?;
+        let (queue, entries) = mpsc::channel(QUEUE);
+        let lost_flows = Arc::new(AtomicU64::new(0));
+        let keeper =
+            Keeper { unkept: Vec::new(), writer, entries, lost_flows: Arc::clone(&lost_flows), failing: false };
+        let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || keeper.run())?;
+        Ok((Self { queue, lost_flows }, recovered, thread))
+    }
+
+    /// Makes a fact durable.
+    ///
+    /// # Errors
+    /// [`RecorderError::NotKept`].
+    pub async fn record(&self, fact: Fact) -> Result<(), RecorderError> {
+        let (done, durable) = oneshot::channel();
+        self.submit(fact, None, Some(done)).await;
+        durable.await.map_err(|_| RecorderError::NotKept)
+    }
+
+    /// Queues a fact; `done` is told when it is durable, and dropped when it could not be kept.
+    pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<oneshot::Sender<()>>) {
+        let record = FactRecord { recorded: SystemClock.now(), fact, link };
+        // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
+        let _ = self.queue.send(Entry::Fact(record, done)).await;
+    }
+
+    /// Queues a flow, or counts it as lost.
+    pub fn flow(&self, flow: Flow) {
+        if self.queue.try_send(Entry::Flow(flow)).is_err() {
+            self.lost_flows.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Flow records lost since the last call.
+    pub fn take_lost_flows(&self) -> u64 {
+        self.lost_flows.swap(0, Ordering::Relaxed)
+    }
+
+    /// Has everything queued so far written and ends the thread.
+    pub async fn stop(&self) {
+        let _ = self.queue.send(Entry::Stop).await;
+    }
+}
+
+/// Facts of the host's own that wait for a ledger that cannot write just now. What a guest said is not among them: its
+/// agent sends it again.
+const MAX_UNKEPT: usize = 10_000;
+
+type Waiting = (FactRecord, Option<oneshot::Sender<()>>);
+
+struct Keeper {
+    unkept: Vec<Waiting>,
+    writer: Writer,
+    entries: mpsc::Receiver<Entry>,
+    lost_flows: Arc<AtomicU64>,
+    failing: bool,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        let mut batch = Vec::new();
+        loop {
+            let got = self.entries.blocking_recv_many(&mut batch, BATCH);
+            let only_flows = batch.iter().all(|entry| matches!(entry, Entry::Flow(_)));
+            if only_flows && got > 0 && got < BATCH {
+                std::thread::sleep(PACE / 10);
+            }
+            let stopping = got == 0 || batch.iter().any(|entry| matches!(entry, Entry::Stop));
+            self.write(&mut batch);
+            if let Err(error) = self.writer.seal_if_due(SystemClock.now()) {
+                tracing::error!(error = %chain(&error), "a segment could not be sealed; its records stay in the write-ahead log");
+            }
+            if stopping {
+                if let Err(error) = self.writer.sync() {
+                    tracing::error!(error = %chain(&error), "the last flows may not be durable");
+                }
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &mut Vec<Entry>) {
+        let mut waiting: Vec<Waiting> = std::mem::take(&mut self.unkept);
+        let mut flows = Vec::new();
+        for entry in batch.drain(..) {
+            match entry {
+                Entry::Fact(fact, done) => waiting.push((fact, done)),
+                Entry::Flow(flow) => flows.push(flow),
+                Entry::Stop => {}
+            }
+        }
+        let (facts, dones): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        match self.writer.append(&facts, &flows) {
+            Ok(()) => {
+                self.failing = false;
+                for done in dones.into_iter().flatten() {
+                    // The asker may have gone; the fact is kept all the same.
+                    let _ = done.send(());
+                }
+            }
+            Err(error) => self.could_not(&error, facts.into_iter().zip(dones), flows.len()),
+        }
+    }
+
+    fn could_not(&mut self, error: &LedgerError, facts: impl Iterator<Item = Waiting>, flows: usize) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::error!(error = %chain(error), "the ledger cannot write; payloads are refused until it can");
+        }
+        self.lost_flows.fetch_add(u64::try_from(flows).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.unkept = facts.filter(|(fact, _)| fact.link.is_none()).collect();
+        let surplus = self.unkept.len().saturating_sub(MAX_UNKEPT);
+        if surplus > 0 {
+            tracing::error!(surplus, "facts were lost: the ledger has not been writable for too long");
+            self.unkept.drain(..surplus);
+        }
+    }
+}
+
+/// The error and its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,368 @@
+//! The daemon's heart: one task that owns the VMs, the lease book and what is written of them.
+//!
+//! ```text
+//!  machines thread ─ MachineEvent ─┐                         ┌─► recorder thread (ledger)
+//!  link tasks ────── LinkEvent ────┼─► Service (this task) ──┤
+//!  tap threads ───── Tapped ───────┘                         └─► link tasks, tap threads (opened and ended here)
+//! ```
+//! Whatever ends first ends the daemon; state that must outlive it is in the ledger and in the pin folders.
+
+mod facts;
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use tokio::sync::{mpsc, oneshot};
+use vestigo_model::{
+    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, LinkPosition, Payload, PayloadEnd,
+    StopReason, SystemClock, Timestamp,
+    link::{Claim, Hello},
+};
+
+use crate::{
+    attribute::{AgentState, LeaseBook},
+    capture::Tapped,
+    domain::Inspection,
+    guestlink::{self, LinkEvent, LinkOptions},
+    join::join,
+    machines::MachineEvent,
+    meter::MeterOptions,
+    recorder::Recorder,
+    vm::{Vm, lost},
+};
+
+/// Events and records waiting for the service.
+const QUEUE: usize = 16_384;
+
+/// What the service needs to know.
+#[derive(Debug, Clone)]
+pub struct ServiceOptions {
+    /// This hypervisor.
+    pub host: HostId,
+    /// Timeouts and bounds of metering.
+    pub meter: MeterOptions,
+    /// Length of a coverage statement.
+    pub coverage: Duration,
+    /// Silence after which an agent counts as silent.
+    pub agent_silent: Duration,
+}
+
+/// The service.
+pub struct Service {
+    options: ServiceOptions,
+    recorder: Recorder,
+    vms: HashMap<DomainUuid, Vm>,
+    /// Intervals that an earlier life left open, until it is known whether they go on.
+    unconfirmed: HashMap<DomainUuid, vestigo_model::Instance>,
+    book: LeaseBook,
+    positions: Vec<LinkPosition>,
+    links: mpsc::Sender<LinkEvent>,
+    taps: mpsc::Sender<Tapped>,
+}
+
+/// The queues that the service reads.
+pub struct Inputs {
+    links: mpsc::Receiver<LinkEvent>,
+    taps: mpsc::Receiver<Tapped>,
+    machines: mpsc::Receiver<MachineEvent>,
+}
+
+impl Service {
+    /// A service that goes on where an earlier life ended.
+    #[must_use]
+    pub fn new(
+        options: ServiceOptions,
+        recorder: Recorder,
+        recovered: vestigo_ledger::Recovered,
+        machines: mpsc::Receiver<MachineEvent>,
+    ) -> (Self, Inputs) {
+        let (links, link_events) = mpsc::channel(QUEUE);
+        let (taps, tapped) = mpsc::channel(QUEUE);
+        let mut book = LeaseBook::new();
+        recovered.payloads.into_iter().for_each(|payload| book.enter(payload));
+        let unconfirmed = recovered.instances.into_iter().map(|instance| (instance.domain, instance)).collect();
+        let positions = recovered.links;
+        let service = Self { options, recorder, vms: HashMap::new(), unconfirmed, book, positions, links, taps };
+        (service, Inputs { links: link_events, taps: tapped, machines })
+    }
+
+    /// Runs until told to stop. Then ends every capture and writes what is left.
+    pub async fn run(mut self, mut inputs: Inputs, mut stop: oneshot::Receiver<()>) {
+        let mut coverage = tokio::time::interval(self.options.coverage);
+        coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut stop => break,
+                Some(event) = inputs.links.recv() => self.link(event).await,
+                event = inputs.machines.recv() => match event {
+                    Some(event) => self.machine(event).await,
+                    None => break,
+                },
+                Some(tapped) = inputs.taps.recv() => self.flow(&tapped),
+                _ = coverage.tick() => self.coverage().await,
+            }
+        }
+        self.stop(&mut inputs.taps).await;
+    }
+
+    async fn stop(mut self, tapped: &mut mpsc::Receiver<Tapped>) {
+        let now = SystemClock.now();
+        for domain in self.vms.keys().copied().collect::<Vec<_>>() {
+            self.close(domain, now).await;
+        }
+        while let Ok(tapped) = tapped.try_recv() {
+            self.flow(&tapped);
+        }
+        self.event(None, EventKind::HostStopped, []).await;
+        self.recorder.stop().await;
+    }
+
+    fn flow(&mut self, tapped: &Tapped) {
+        let agent = self.agent(tapped.observed.domain);
+        self.recorder.flow(join(tapped, &self.book, agent));
+    }
+
+    fn agent(&self, domain: DomainUuid) -> AgentState {
+        let now = SystemClock.now();
+        self.vms.get(&domain).map_or(AgentState::Absent, |vm| vm.agent(now, self.options.agent_silent))
+    }
+
+    async fn coverage(&mut self) {
+        let now = SystemClock.now();
+        let silent = self.options.agent_silent;
+        let mut statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        let lost_flows = self.recorder.take_lost_flows();
+        if lost_flows > 0 {
+            let (host, from) = (self.options.host.clone(), now - self.options.coverage);
+            let state = lost(Some(lost_flows), "ledger");
+            statements.push(Coverage { host, domain: None, tap: None, from, to: now, state });
+        }
+        for coverage in statements {
+            self.recorder.submit(Fact::Coverage(coverage), None, None).await;
+        }
+        self.book.prune(now);
+    }
+
+    async fn machine(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::Up { inspection, began } => self.up(*inspection, began).await,
+            MachineEvent::Channel(domain, Ok(path)) => self.open_link(domain, path),
+            MachineEvent::Channel(domain, Err(why)) => self.no_channel(domain, why).await,
+            MachineEvent::Down(domain, why, time) => self.down(domain, why, time).await,
+            MachineEvent::Unseen(domain, why, _) => {
+                let why = format!("the VM ended before it could be looked at: {why}");
+                self.event(Some(domain), EventKind::DiskMissed, [("reason", why)]).await;
+            }
+            MachineEvent::Running(running) => self.running(&running).await,
+            MachineEvent::Disk(outcome, done) => {
+                tracing::info!(?outcome, "disk");
+                let fact = facts::of_disk(&self.options.host, outcome, SystemClock.now());
+                self.recorder.submit(fact, None, Some(done)).await;
+            }
+        }
+    }
+
+    async fn up(&mut self, inspection: Inspection, began: Option<Timestamp>) {
+        let domain = inspection.instance.domain;
+        let mut seen = inspection.instance;
+        if began.is_some() && self.vms.contains_key(&domain) {
+            // Its end was not told (events were dropped): the old interval ended some time before this start.
+            self.down(domain, StopReason::Unobserved, seen.start).await;
+        }
+        let known = self.unconfirmed.remove(&domain).filter(|_| began.is_none());
+        let written = match self.vms.get_mut(&domain) {
+            Some(vm) => {
+                let differs = vm.differs(&seen);
+                seen.start = vm.instance.start;
+                vm.instance = seen;
+                !differs
+            }
+            None => {
+                seen.start = known.as_ref().map_or(seen.start, |known| known.start);
+                tracing::info!(%domain, name = %seen.name, vo = seen.vo.as_ref().map_or("unmapped", |vo| vo.as_str()), "VM runs");
+                self.vms.insert(domain, Vm::new(seen, SystemClock.now()));
+                for (target, why) in inspection.unpinnable {
+                    self.event(Some(domain), EventKind::DiskMissed, [("disk", target), ("reason", why)]).await;
+                }
+                false
+            }
+        };
+        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        vm.watch_taps(self.options.meter, &self.taps);
+        let instance = vm.instance.clone();
+        if !written {
+            self.recorder.submit(Fact::Instance(instance), None, None).await;
+        }
+    }
+
+    fn open_link(&mut self, domain: DomainUuid, path: PathBuf) {
+        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        if vm.channel.as_ref().is_some_and(|(open, _)| *open == path) {
+            return;
+        }
+        let known = self.positions.iter().filter(|position| position.domain == domain).cloned().collect();
+        let link = guestlink::open(domain, path.clone(), known, LinkOptions::default(), self.links.clone());
+        vm.channel = Some((path, link));
+    }
+
+    async fn no_channel(&mut self, domain: DomainUuid, why: String) {
+        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        if vm.complained_of_channel(&why) {
+            return;
+        }
+        tracing::warn!(%domain, why, "no agent channel: flows of this VM are known to the VM only");
+        self.event(Some(domain), EventKind::ChannelFault, [("reason", why)]).await;
+    }
+
+    async fn running(&mut self, running: &[DomainUuid]) {
+        let now = SystemClock.now();
+        for domain in self.vms.keys().copied().filter(|domain| !running.contains(domain)).collect::<Vec<_>>() {
+            self.down(domain, StopReason::Unobserved, now).await;
+        }
+        let gone: Vec<_> = self.unconfirmed.keys().copied().filter(|domain| !running.contains(domain)).collect();
+        for domain in gone {
+            if let Some(instance) = self.unconfirmed.remove(&domain) {
+                self.ended(instance, StopReason::Unobserved, now).await;
+            }
+        }
+    }
+
+    async fn down(&mut self, domain: DomainUuid, why: StopReason, time: Timestamp) {
+        self.close(domain, SystemClock.now()).await;
+        if let Some(vm) = self.vms.remove(&domain) {
+            tracing::info!(%domain, name = %vm.instance.name, ?why, "VM ended");
+            self.ended(vm.instance, why, time).await;
+        }
+    }
+
+    /// Ends the VM's captures and its link, with their last statement of coverage.
+    async fn close(&mut self, domain: DomainUuid, now: Timestamp) {
+        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        let silent = self.options.agent_silent;
+        let statements = tokio::task::block_in_place(|| vm.close(now, silent));
+        for coverage in statements {
+            self.recorder.submit(Fact::Coverage(coverage), None, None).await;
+        }
+    }
+
+    async fn ended(&mut self, mut instance: vestigo_model::Instance, why: StopReason, time: Timestamp) {
+        self.payloads_lost(instance.domain, time).await;
+        instance.end = Some(InstanceEnd { time, why });
+        self.recorder.submit(Fact::Instance(instance), None, None).await;
+    }
+
+    /// Ends every live payload of the VM: its kernel is gone, so they are.
+    async fn payloads_lost(&mut self, domain: DomainUuid, time: Timestamp) {
+        let live: Vec<Payload> = self.book.of_domain(domain).filter(|payload| payload.end.is_none()).cloned().collect();
+        for mut payload in live {
+            payload.end = Some(PayloadEnd { received: time, claimed: time, exit: Exit::Lost });
+            self.book.enter(payload.clone());
+            self.recorder.submit(Fact::Payload(payload), None, None).await;
+        }
+    }
+
+    async fn link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Claim { domain, position, time, claim, done } => {
+                self.claim(domain, position, time, claim, done).await
+            }
+            LinkEvent::Met(domain, hello) => self.met(domain, hello).await,
+            LinkEvent::Heard(domain, _) => {
+                if let Some(vm) = self.vms.get_mut(&domain) {
+                    vm.heard(SystemClock.now());
+                }
+            }
+            LinkEvent::Fault(domain, count, text) => {
+                tracing::warn!(%domain, count, text, "a guest broke the link's protocol");
+                self.event(Some(domain), EventKind::LinkFault, [("fault", text), ("count", count.to_string())]).await;
+            }
+        }
+    }
+
+    async fn met(&mut self, domain: DomainUuid, hello: Hello) {
+        let now = SystemClock.now();
+        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        vm.heard(now);
+        let before = vm.boot.replace(hello.boot);
+        if before == Some(hello.boot) {
+            return;
+        }
+        // Payloads of an earlier boot died with it. After a restart of hostd the recorded positions tell which boot that was.
+        let same_boot = before.is_none() && self.positions.iter().any(|p| p.domain == domain && p.boot == hello.boot);
+        if !same_boot {
+            self.payloads_lost(domain, now).await;
+        }
+        tracing::info!(%domain, agent = %hello.agent, boot = %hello.boot, "agent");
+        let detail = [
+            ("agent", hello.agent.to_string()),
+            ("boot", hello.boot.to_string()),
+            ("guest-time", hello.time.to_string()),
+        ];
+        self.event(Some(domain), EventKind::AgentHello, detail).await;
+    }
+
+    /// Turns a statement into facts. Its lease is in the book before it is acknowledged, so that no flow of the payload
+    /// can come first.
+    async fn claim(
+        &mut self,
+        domain: DomainUuid,
+        position: LinkPosition,
+        time: Timestamp,
+        claim: Claim,
+        done: oneshot::Sender<()>,
+    ) {
+        let now = SystemClock.now();
+        if let Some(vm) = self.vms.get_mut(&domain) {
+            vm.heard(now);
+        }
+        self.positions.retain(|known| (known.domain, known.boot) != (domain, position.boot));
+        self.positions.push(position.clone());
+        let fact = match claim {
+            Claim::PayloadStart(claim) => {
+                let host = self.options.host.clone();
+                let payload = Payload { host, domain, received: now, claimed: time, claim, end: None };
+                self.contradictions(&payload).await;
+                self.book.enter(payload.clone());
+                Fact::Payload(payload)
+            }
+            Claim::PayloadEnd { uid, exit } => match self.book.payload(domain, uid).cloned() {
+                Some(mut payload) => {
+                    payload.end = Some(PayloadEnd { received: now, claimed: time, exit });
+                    self.book.enter(payload.clone());
+                    Fact::Payload(payload)
+                }
+                None => {
+                    facts::link_fault(&self.options.host, domain, now, format!("the end of an unknown payload {uid}"))
+                }
+            },
+            Claim::Unknown => facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()),
+        };
+        self.recorder.submit(fact, Some(position), Some(done)).await;
+    }
+
+    async fn contradictions(&self, payload: &Payload) {
+        let vo = self.vms.get(&payload.domain).and_then(|vm| vm.instance.vo.as_ref());
+        let mut found = Vec::new();
+        if let Some(vo) = vo.filter(|vo| **vo != payload.claim.vo) {
+            found.push(format!("the payload claims VO {}, the tenant's is {vo}", payload.claim.vo));
+        }
+        if let Some(other) = self.book.contested(payload) {
+            found.push(format!("its lease overlaps that of payload {other}"));
+        }
+        for what in found {
+            tracing::warn!(domain = %payload.domain, payload = %payload.claim.uid, what, "contradiction");
+            let detail = [("payload", payload.claim.uid.to_string()), ("what", what)];
+            self.event(Some(payload.domain), EventKind::Contradiction, detail).await;
+        }
+    }
+
+    async fn event(
+        &self,
+        domain: Option<DomainUuid>,
+        what: EventKind,
+        detail: impl IntoIterator<Item = (&'static str, String)>,
+    ) {
+        let fact = facts::event(&self.options.host, domain, SystemClock.now(), what, detail);
+        self.recorder.submit(fact, None, None).await;
+    }
+}

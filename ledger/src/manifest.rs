@@ -1,0 +1,255 @@
+//! The manifest of a segment: what is in it, what it hashes to, and which manifest came before.
+//!
+//! A segment exists from the moment its manifest has its final name; everything without one is rubble of a crash.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
+
+use crate::durable::{self, IoError};
+
+/// Value of [`Manifest::format`].
+pub const FORMAT: &str = "vestigo-segment";
+/// Version of the manifest and of the files it lists. Readers take any version up to theirs.
+pub const VERSION: u32 = 1;
+
+const SUFFIX: &str = ".manifest.json";
+
+/// What one file of a segment holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Flow records.
+    Flows,
+    /// VMs.
+    Instances,
+    /// Payloads.
+    Payloads,
+    /// What could be seen.
+    Coverage,
+    /// What happened.
+    Events,
+}
+
+impl Kind {
+    /// All kinds, in the order in which they are written.
+    pub const ALL: [Self; 5] = [Self::Flows, Self::Instances, Self::Payloads, Self::Coverage, Self::Events];
+
+    /// The word in the file's name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Flows => "flows",
+            Self::Instances => "instances",
+            Self::Payloads => "payloads",
+            Self::Coverage => "coverage",
+            Self::Events => "events",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One file of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Name, in the manifest's own folder.
+    pub name: String,
+    /// What it holds.
+    pub kind: Kind,
+    /// How many records.
+    pub rows: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// What it hashes to.
+    pub sha256: Digest,
+}
+
+/// A stretch of validity: open-ended while something in it still holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Validity {
+    /// From.
+    pub from: Timestamp,
+    /// To; `None` while it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Timestamp>,
+}
+
+/// The generations of the write-ahead log that a segment holds; a reader that finds them still there drops them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generations {
+    /// Lowest.
+    pub first: u64,
+    /// Highest.
+    pub last: u64,
+}
+
+/// What the write-ahead log could not give back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Losses {
+    /// Bytes of writes that did not finish.
+    pub torn_bytes: u64,
+    /// Bytes damaged on the medium.
+    pub damaged_bytes: u64,
+    /// Whole records that could not be understood.
+    pub unreadable_records: u64,
+}
+
+/// The manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: String,
+    /// [`VERSION`] at the time of writing.
+    pub version: u32,
+    /// The hypervisor.
+    pub host: HostId,
+    /// The segment's name: first part of the names of its files.
+    pub segment: String,
+    /// 1 for a host's first segment, then one more each.
+    pub sequence: u64,
+    /// Host's clock when it was sealed.
+    pub sealed: Timestamp,
+    /// First packet of the first flow to last packet of the last; `None` without flows.
+    pub flows: Option<TimeRange>,
+    /// When its instances and payloads held; `None` without any.
+    pub facts: Option<Validity>,
+    /// What its coverage statements and events speak of; `None` without any.
+    pub coverage: Option<TimeRange>,
+    /// Host's clock when its records were written; `None` when it has none but carried facts.
+    pub recorded: Option<TimeRange>,
+    /// Its files.
+    pub files: Vec<FileEntry>,
+    /// The write-ahead log it replaces.
+    pub wal: Generations,
+    /// What that log could not give back.
+    pub losses: Losses,
+    /// SHA-256 of the manifest file of segment `sequence - 1`; zeros for the first.
+    pub previous: Digest,
+}
+
+/// What is wrong with a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The file is no manifest.
+    #[error("{} is no segment manifest; restore it from the object store or a backup", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The parser's word.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A newer program wrote it.
+    #[error("{} has format {format} version {version}, but this program reads {FORMAT} up to {VERSION}; use a newer vestigo", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What it calls itself.
+        format: String,
+        /// Its version.
+        version: u32,
+    },
+}
+
+/// A manifest where it lies.
+#[derive(Debug, Clone)]
+pub struct Sealed {
+    /// What it says.
+    pub manifest: Manifest,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What the manifest file hashes to: the next one's `previous`.
+    pub digest: Digest,
+}
+
+impl Sealed {
+    /// The file of this kind.
+    #[must_use]
+    pub fn file(&self, kind: Kind) -> Option<PathBuf> {
+        let entry = self.manifest.files.iter().find(|f| f.kind == kind && f.rows > 0)?;
+        // A manifest from elsewhere must not lead the reader out of its folder.
+        (!entry.name.contains('/')).then(|| self.folder.join(&entry.name))
+    }
+}
+
+/// Where a manifest lies; found by listing folders, without opening it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) folder: PathBuf,
+    pub(crate) name: String,
+    pub(crate) sequence: u64,
+}
+
+/// A segment's name: sequence number first, so that names sort, then its day and time for human eyes.
+pub(crate) fn segment_name(sequence: u64, first: Timestamp) -> String {
+    let digits: String = first.to_string().chars().take(19).filter(|c| !matches!(c, '-' | ':')).collect();
+    format!("{sequence:08}-{digits}Z")
+}
+
+/// The sequence number in the name of a segment's file (final or temporary).
+pub(crate) fn sequence_of(name: &str) -> Option<u64> {
+    name.trim_start_matches('.').split_once('-').and_then(|(number, _)| number.parse().ok())
+}
+
+/// The folder of a day's segments.
+pub(crate) fn folder(root: &Path, host: &HostId, first: Timestamp) -> PathBuf {
+    root.join(format!("date={}", first.date())).join(format!("host={host}"))
+}
+
+/// The `date=…/host=…` folders under a root; only this host's when one is named.
+pub(crate) fn folders(root: &Path, host: Option<&HostId>) -> Result<Vec<PathBuf>, IoError> {
+    let mut folders = Vec::new();
+    for date in durable::names(root)?.iter().filter(|name| name.starts_with("date=")) {
+        let date = root.join(date);
+        for name in durable::names(&date)? {
+            if name.strip_prefix("host=").is_some_and(|h| host.is_none_or(|host| h == host.as_str())) {
+                folders.push(date.join(name));
+            }
+        }
+    }
+    Ok(folders)
+}
+
+/// The manifests in a folder.
+pub(crate) fn places(folder: &Path) -> Result<Vec<Place>, IoError> {
+    let names = durable::names(folder)?.into_iter().filter(|name| name.ends_with(SUFFIX) && !name.starts_with('.'));
+    let places = names.filter_map(|name| {
+        let sequence = sequence_of(&name)?;
+        Some(Place { folder: folder.to_owned(), name, sequence })
+    });
+    Ok(places.collect())
+}
+
+/// Reads a manifest.
+pub(crate) fn read(place: &Place) -> Result<Sealed, ManifestError> {
+    let path = place.folder.join(&place.name);
+    let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
+    if manifest.format != FORMAT || manifest.version > VERSION {
+        return Err(ManifestError::Version { path, format: manifest.format, version: manifest.version });
+    }
+    Ok(Sealed { manifest, folder: place.folder.clone(), digest: Digest::of(&bytes) })
+}
+
+/// Writes a manifest: the moment at which its segment begins to exist.
+pub(crate) fn write(folder: &Path, manifest: Manifest) -> Result<Sealed, ManifestError> {
+    let path = folder.join(format!("{}{SUFFIX}", manifest.segment));
+    let malformed = |source| ManifestError::Malformed { path: path.clone(), source };
+    let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(malformed)?;
+    bytes.push(b'\n');
+    durable::write_file(&path, &bytes)?;
+    Ok(Sealed { manifest, folder: folder.to_owned(), digest: Digest::of(&bytes) })
+}

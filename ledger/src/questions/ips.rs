@@ -1,0 +1,181 @@
+//! *Which addresses did this VO (or this pilot of it) use?*
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use serde::{Deserialize, Serialize};
+use vestigo_model::{
+    DomainUuid, Flow, HostId, Instance, InstanceId, Lease, Payload, PilotId, TimeRange, Timestamp, Vo,
+};
+
+use super::{
+    TOLERANCE, View,
+    coverage::{self, WindowCoverage},
+    lease,
+};
+
+/// The question. The VO is the tenant's, a host fact; a VM that merely claims it is not meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpsQuestion {
+    /// The VO.
+    pub vo: Vo,
+    /// When.
+    pub range: TimeRange,
+    /// Only this pilot: its VMs, and the flows that its payloads certainly made.
+    pub pilot: Option<PilotId>,
+}
+
+/// What kind of address it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressKind {
+    /// The VM's own.
+    Own,
+    /// What the world saw behind the hypervisor's NAT.
+    PostNat,
+}
+
+/// One address of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpsRow {
+    /// The address.
+    pub ip: IpAddr,
+    /// The VM's own, or the translated one.
+    pub kind: AddressKind,
+    /// The cloud's id of the VM.
+    pub instance: InstanceId,
+    /// Its domain.
+    pub domain: DomainUuid,
+    /// The hypervisor.
+    pub host: HostId,
+    /// The cloud (or, for a payload's own IPv6 address, its lease) gave it this address.
+    pub expected: bool,
+    /// Flows with it were seen.
+    pub used: bool,
+    /// First packet in the range.
+    pub first: Option<Timestamp>,
+    /// Last packet in the range.
+    pub last: Option<Timestamp>,
+    /// Flow records.
+    pub flows: u64,
+    /// Bytes both ways.
+    pub bytes: u64,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpsAnswer {
+    /// By address.
+    pub rows: Vec<IpsRow>,
+    /// With a pilot: flow records of its VMs that only the VM is certain of; they may be the pilot's and are not in the rows.
+    pub unattributed_flows: u64,
+    /// What could be seen.
+    pub coverage: WindowCoverage,
+}
+
+type Key = (IpAddr, AddressKind, HostId, DomainUuid);
+
+/// Answers the question from what the ledger gave.
+#[must_use]
+pub fn answer(question: &IpsQuestion, view: &View) -> IpsAnswer {
+    let of_pilot = payloads(question, view);
+    let instances: Vec<&Instance> = view
+        .facts
+        .instances
+        .iter()
+        .filter(|i| i.vo.as_ref() == Some(&question.vo))
+        .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
+        .filter(|i| question.pilot.is_none() || of_pilot.iter().any(|p| p.domain == i.domain && p.host == i.host))
+        .collect();
+    let mut rows: BTreeMap<Key, IpsRow> = BTreeMap::new();
+    for instance in &instances {
+        expect(instance, &of_pilot, &mut rows);
+    }
+    let mut unattributed_flows = 0;
+    for flow in &view.flows {
+        match belongs(question, flow, view, &of_pilot) {
+            Belongs::Yes => count(flow, &mut rows),
+            Belongs::Perhaps => unattributed_flows += 1,
+            Belongs::No => {}
+        }
+    }
+    let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
+    let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
+    IpsAnswer { rows: rows.into_values().collect(), unattributed_flows, coverage }
+}
+
+/// The pilot's payloads in the range; without a pilot all payloads of the VO's VMs, for their IPv6 addresses.
+fn payloads<'a>(question: &IpsQuestion, view: &'a View) -> Vec<&'a Payload> {
+    let pilot = |p: &&Payload| question.pilot.as_ref().is_none_or(|pilot| p.claim.pilot == *pilot);
+    let then = |p: &&Payload| question.range.touches(p.received.min(p.claimed), p.end.map(|end| end.received));
+    view.facts.payloads.iter().filter(pilot).filter(then).collect()
+}
+
+enum Belongs {
+    Yes,
+    Perhaps,
+    No,
+}
+
+fn belongs(question: &IpsQuestion, flow: &Flow, view: &View, of_pilot: &[&Payload]) -> Belongs {
+    if question.pilot.is_none() {
+        return Belongs::Yes;
+    }
+    let of_vm = |p: &&&Payload| p.domain == flow.domain && p.host == flow.host;
+    let attribution = lease::attribute(flow, &view.facts.payloads, TOLERANCE);
+    match attribution.payload {
+        Some(uid) if of_pilot.iter().filter(of_vm).any(|p| p.claim.uid == uid) => Belongs::Yes,
+        None if of_pilot.iter().filter(of_vm).count() > 0 => Belongs::Perhaps,
+        _ => Belongs::No,
+    }
+}
+
+fn expect(instance: &Instance, payloads: &[&Payload], rows: &mut BTreeMap<Key, IpsRow>) {
+    let given = instance.taps.iter().flat_map(|tap| tap.expected.iter().copied());
+    let of_vm = payloads.iter().filter(|p| p.domain == instance.domain && p.host == instance.host);
+    let leased = of_vm.flat_map(|p| &p.claim.leases).filter_map(|lease| match lease {
+        Lease::Address(address) => Some(IpAddr::V6(*address)),
+        Lease::Ports(_) => None,
+    });
+    for ip in given.chain(leased) {
+        let place = (&instance.id, instance.domain, &instance.host);
+        row(rows, ip, AddressKind::Own, place).expected = true;
+    }
+}
+
+fn count(flow: &Flow, rows: &mut BTreeMap<Key, IpsRow>) {
+    let own = Some((flow.local().0, AddressKind::Own));
+    let seen = flow.post_nat.map(|nat| (nat.ip, AddressKind::PostNat));
+    for (ip, kind) in own.into_iter().chain(seen) {
+        let row = row(rows, ip, kind, (&flow.instance, flow.domain, &flow.host));
+        row.used = true;
+        row.first = Some(row.first.map_or(flow.first, |first| first.min(flow.first)));
+        row.last = row.last.max(Some(flow.last));
+        row.flows += 1;
+        row.bytes += flow.orig_bytes.saturating_add(flow.resp_bytes);
+    }
+}
+
+fn row<'a>(
+    rows: &'a mut BTreeMap<Key, IpsRow>,
+    ip: IpAddr,
+    kind: AddressKind,
+    (instance, domain, host): (&InstanceId, DomainUuid, &HostId),
+) -> &'a mut IpsRow {
+    let ip = ip.to_canonical();
+    rows.entry((ip, kind, host.clone(), domain)).or_insert_with(|| IpsRow {
+        ip,
+        kind,
+        instance: instance.clone(),
+        domain,
+        host: host.clone(),
+        expected: false,
+        used: false,
+        first: None,
+        last: None,
+        flows: 0,
+        bytes: 0,
+    })
+}

@@ -1,0 +1,322 @@
+//! *Who used this address at this time?* All candidates, none merged, none guessed.
+//!
+//! The address (and port) asked for is the VM's side of a flow: its own address, or the one the world saw behind the
+//! hypervisor's NAT. The candidate is always the VM behind the tap, whoever the packet's source claims to be; a VM that
+//! was given the address but of which no flow matches is named apart. Only when there is no candidate at all is the address
+//! looked for as a *peer* of VMs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use serde::{Deserialize, Serialize};
+use vestigo_model::{
+    Attribution, DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Payload, PayloadUid, Quality, TimeRange,
+    Timestamp,
+};
+
+use super::{
+    TOLERANCE, View,
+    coverage::{self, WindowCoverage},
+    lease,
+    parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, vo_contradiction},
+};
+use crate::segment::scan::same;
+
+/// Flow records shown per candidate; the totals count them all.
+const SHOWN: usize = 100;
+
+/// The question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoQuestion {
+    /// The time, with its tolerance on both sides.
+    pub range: TimeRange,
+    /// The address.
+    pub ip: IpAddr,
+    /// The port; without it, all candidates of the address.
+    pub port: Option<u16>,
+    /// The other side, if known.
+    pub peer: Option<(IpAddr, Option<u16>)>,
+    /// IANA protocol number.
+    pub proto: Option<u8>,
+    /// The VM's cloud id, where the address is used by several tenants.
+    pub instance: Option<InstanceId>,
+}
+
+/// Sums over all matched flow records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Records.
+    pub flows: u64,
+    /// Packets from the VM.
+    pub packets_out: u64,
+    /// Bytes from the VM.
+    pub bytes_out: u64,
+    /// Packets to the VM.
+    pub packets_in: u64,
+    /// Bytes to the VM.
+    pub bytes_in: u64,
+}
+
+/// One that may have done it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Known by the host.
+    pub host_facts: HostFacts,
+    /// Seen by the host: the flow records that match, the earliest first, at most a hundred.
+    pub flows: Vec<FlowSeen>,
+    /// Sums over all of them; no records means that the VM was only *given* the address.
+    pub totals: Totals,
+    /// Said by the guest about the payload behind the flows; `None` when only the VM is certain.
+    pub guest_claims: Option<GuestClaims>,
+    /// How good the link between the flows and the payload is.
+    pub attribution: Link,
+    /// Payloads that ran in the VM then, listed when none can be tied to the flows: claims, not an attribution.
+    pub ran_then: Vec<GuestClaims>,
+    /// Contradictions and cautions.
+    pub notes: Vec<String>,
+}
+
+/// A VM that talked to the address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSighting {
+    /// The VM.
+    pub host_facts: HostFacts,
+    /// Earliest packet.
+    pub first: Timestamp,
+    /// Latest packet.
+    pub last: Timestamp,
+    /// Flow records.
+    pub flows: u64,
+    /// The VM's side of the earliest.
+    pub vm: Endpoint,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoAnswer {
+    /// All candidates.
+    pub candidates: Vec<Candidate>,
+    /// VMs that were given the address at that time but have no matching flow, when there are candidates that have one.
+    pub also_given: Vec<HostFacts>,
+    /// Without any candidate: VMs whose *peer* had the address.
+    pub seen_as_peer: Vec<PeerSighting>,
+    /// Clock tolerance of joins, in milliseconds.
+    pub tolerance_ms: u64,
+    /// What could be seen.
+    pub coverage: WindowCoverage,
+}
+
+type Key = (HostId, DomainUuid, Option<Timestamp>, Option<PayloadUid>);
+
+struct Group<'a> {
+    host_facts: HostFacts,
+    payload: Option<&'a Payload>,
+    link: Link,
+    flows: Vec<(&'a Flow, MatchedOn)>,
+}
+
+/// Answers the question from what the ledger gave.
+#[must_use]
+pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
+    let groups = groups(question, view);
+    let given = given(question, view, &groups);
+    let mut candidates: Vec<Candidate> = groups.into_values().map(|group| candidate(&group, view)).collect();
+    let mut also_given: Vec<HostFacts> = Vec::new();
+    if candidates.is_empty() {
+        candidates = given.into_iter().map(|instance| given_only(instance, question, view)).collect();
+    } else {
+        also_given = given.into_iter().map(HostFacts::of_instance).collect();
+    }
+    let seen_as_peer = if candidates.is_empty() { peers(question, view) } else { Vec::new() };
+    let named = candidates.iter().map(|c| &c.host_facts).chain(&also_given);
+    let shown: BTreeSet<_> = named.map(|facts| (facts.host.clone(), facts.domain)).collect();
+    let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
+    WhoAnswer { candidates, also_given, seen_as_peer, tolerance_ms: u64::try_from(TOLERANCE.as_millis()).unwrap_or(u64::MAX), coverage }
+}
+
+/// Whether the flow matches, and by which of the VM's tuples.
+fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
+    let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
+    let (peer_ip, peer_port) = flow.peer();
+    let peer = question
+        .peer
+        .is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
+    if !peer || !about(question, flow) {
+        return None;
+    }
+    if is(flow.local()) {
+        return Some(MatchedOn::Address);
+    }
+    flow.post_nat.filter(|nat| is((nat.ip, nat.port))).map(|_| MatchedOn::PostNat)
+}
+
+/// What the question says beside the addresses.
+fn about(question: &WhoQuestion, flow: &Flow) -> bool {
+    question.range.touches(flow.first, Some(flow.last))
+        && question.proto.is_none_or(|proto| proto == flow.proto)
+        && question.instance.as_ref().is_none_or(|instance| *instance == flow.instance)
+}
+
+fn groups<'a>(question: &WhoQuestion, view: &'a View) -> BTreeMap<Key, Group<'a>> {
+    let mut groups: BTreeMap<Key, Group<'a>> = BTreeMap::new();
+    for flow in &view.flows {
+        let Some(matched_on) = matched(question, flow) else { continue };
+        let instance = interval(&view.facts.instances, flow);
+        let attribution = lease::attribute(flow, &view.facts.payloads, TOLERANCE);
+        let key = (flow.host.clone(), flow.domain, instance.map(|i| i.start), attribution.payload);
+        let group = groups.entry(key).or_insert_with(|| Group {
+            host_facts: facts_of(instance, flow),
+            payload: attribution.payload.and_then(|uid| lease::find(&view.facts.payloads, flow, uid)),
+            link: Link::from(&attribution),
+            flows: Vec::new(),
+        });
+        weaken(&mut group.link, &attribution);
+        group.flows.push((flow, matched_on));
+    }
+    groups
+}
+
+/// A candidate is as good as the weakest of its flows, and says all reasons.
+fn weaken(link: &mut Link, attribution: &Attribution) {
+    let rank = |quality| match quality {
+        Quality::Lease => 2,
+        Quality::Observed => 1,
+        Quality::Instance => 0,
+    };
+    if rank(attribution.quality) < rank(link.quality) {
+        link.quality = attribution.quality;
+    }
+    if !link.reason.contains(&attribution.reason) {
+        link.reason = format!("{}; {}", link.reason, attribution.reason);
+    }
+}
+
+/// The interval of the VM's life that the flow belongs to: the last one begun before the flow ended.
+pub(crate) fn interval<'a>(instances: &'a [Instance], flow: &Flow) -> Option<&'a Instance> {
+    let range = TimeRange { from: flow.first - TOLERANCE, to: flow.last + TOLERANCE };
+    instances
+        .iter()
+        .filter(|i| i.domain == flow.domain && i.host == flow.host)
+        .filter(|i| range.touches(i.start, i.end.map(|end| end.time)))
+        .max_by_key(|i| i.start)
+}
+
+fn candidate(group: &Group<'_>, view: &View) -> Candidate {
+    let host_facts = group.host_facts.clone();
+    let notes = notes(group);
+    Candidate {
+        flows: group.flows.iter().take(SHOWN).map(|(flow, on)| FlowSeen::new(flow, *on)).collect(),
+        totals: totals(&group.flows),
+        guest_claims: group.payload.map(GuestClaims::new),
+        attribution: group.link.clone(),
+        ran_then: if group.payload.is_some() { Vec::new() } else { ran_then(&host_facts, hull(&group.flows), view) },
+        notes,
+        host_facts,
+    }
+}
+
+fn facts_of(instance: Option<&Instance>, flow: &Flow) -> HostFacts {
+    instance.map_or_else(|| HostFacts::of_flow(flow), HostFacts::of_instance)
+}
+
+fn hull(flows: &[(&Flow, MatchedOn)]) -> Option<TimeRange> {
+    let from = flows.iter().map(|(flow, _)| flow.first).min()?;
+    let to = flows.iter().map(|(flow, _)| flow.last).max()?;
+    TimeRange::new(from, to)
+}
+
+fn totals(flows: &[(&Flow, MatchedOn)]) -> Totals {
+    let mut totals = Totals::default();
+    for (flow, on) in flows {
+        let seen = FlowSeen::new(flow, *on);
+        totals.flows += 1;
+        totals.packets_out += seen.packets_out;
+        totals.bytes_out += seen.bytes_out;
+        totals.packets_in += seen.packets_in;
+        totals.bytes_in += seen.bytes_in;
+    }
+    totals
+}
+
+fn ran_then(facts: &HostFacts, range: Option<TimeRange>, view: &View) -> Vec<GuestClaims> {
+    let Some(range) = range else { return Vec::new() };
+    let payloads = view.facts.payloads.iter().filter(|p| p.domain == facts.domain && p.host == facts.host);
+    payloads
+        .filter(|p| range.touches(p.received.min(p.claimed), p.end.map(|end| end.received)))
+        .map(GuestClaims::new)
+        .collect()
+}
+
+fn notes(group: &Group<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    let facts = &group.host_facts;
+    if facts.start.is_none() {
+        notes.push("no record of the VM itself was found; what is known of it comes from the flow".to_owned());
+    }
+    if let Some(payload) = group.payload {
+        notes.extend(vo_contradiction(facts.vo.as_ref(), &payload.claim.vo));
+    } else if facts.vo.is_none() {
+        notes.push("the VM's tenant is mapped to no VO".to_owned());
+    }
+    if group.payload.is_none() && group.link.quality != Quality::Instance {
+        notes.push("the payload's record was not found in the ledgers asked".to_owned());
+    }
+    if group.flows.iter().any(|(flow, _)| flow.src_expected == Expected::No) {
+        notes.push("the VM used an address that the cloud had not given it (spoofed, or the metadata was behind)".to_owned());
+    }
+    notes
+}
+
+/// VMs that were given the address at that time and are no candidate by a flow.
+fn given<'a>(question: &WhoQuestion, view: &'a View, groups: &BTreeMap<Key, Group<'a>>) -> Vec<&'a Instance> {
+    let instances = view.facts.instances.iter();
+    instances
+        .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
+        .filter(|i| question.instance.as_ref().is_none_or(|instance| *instance == i.id))
+        .filter(|i| i.taps.iter().flat_map(|tap| &tap.expected).any(|ip| same(*ip, question.ip)))
+        .filter(|i| !groups.keys().any(|(host, domain, _, _)| *host == i.host && *domain == i.domain))
+        .collect()
+}
+
+fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candidate {
+    let host_facts = HostFacts::of_instance(instance);
+    let ran_then = ran_then(&host_facts, Some(question.range), view);
+    let unmapped = host_facts.vo.is_none().then(|| "the VM's tenant is mapped to no VO".to_owned());
+    Candidate {
+        flows: Vec::new(),
+        totals: Totals::default(),
+        guest_claims: None,
+        attribution: Link {
+            quality: Quality::Instance,
+            reason: "the VM was given this address then, but no flow that matches the question was seen".to_owned(),
+        },
+        ran_then,
+        notes: unmapped.into_iter().collect(),
+        host_facts,
+    }
+}
+
+fn peers(question: &WhoQuestion, view: &View) -> Vec<PeerSighting> {
+    let mut sightings: BTreeMap<(HostId, DomainUuid, Option<Timestamp>), PeerSighting> = BTreeMap::new();
+    for flow in &view.flows {
+        let (ip, port) = flow.peer();
+        let asked = same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
+        if !asked || !about(question, flow) {
+            continue;
+        }
+        let instance = interval(&view.facts.instances, flow);
+        let key = (flow.host.clone(), flow.domain, instance.map(|i| i.start));
+        let sighting = sightings.entry(key).or_insert_with(|| PeerSighting {
+            host_facts: facts_of(instance, flow),
+            first: flow.first,
+            last: flow.last,
+            flows: 0,
+            vm: Endpoint::new(flow.local()),
+        });
+        sighting.last = sighting.last.max(flow.last);
+        sighting.flows += 1;
+    }
+    sightings.into_values().collect()
+}

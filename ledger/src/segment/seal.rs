@@ -1,0 +1,137 @@
+//! Writing a segment: five Parquet files, each whole or absent, then the manifest, with which the segment begins to exist.
+
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+    errors::ParquetError,
+    file::{
+        metadata::{KeyValue, SortingColumn},
+        properties::{EnabledStatistics, WriterProperties},
+    },
+    schema::types::ColumnPath,
+};
+use vestigo_model::{Digest, HostId, Timestamp};
+
+use super::{SegmentError, content::Content, tables};
+use crate::{
+    durable,
+    manifest::{self, FORMAT, FileEntry, Generations, Kind, Manifest, Sealed, VERSION},
+};
+
+/// Rows that can be skipped at once by their statistics and bloom filters.
+const ROW_GROUP: usize = 128 * 1024;
+/// Rows that can be skipped at once by the page index.
+const PAGE: usize = 4096;
+/// Columns that are asked for by value.
+const BLOOM: [(Kind, &str); 7] = [
+    (Kind::Flows, "orig_ip"),
+    (Kind::Flows, "resp_ip"),
+    (Kind::Flows, "nat_ip"),
+    (Kind::Flows, "domain"),
+    (Kind::Flows, "payload"),
+    (Kind::Payloads, "payload"),
+    (Kind::Payloads, "user_subject"),
+];
+
+/// What a segment is made from, and its place in the chain.
+pub(crate) struct Order<'a> {
+    pub(crate) root: &'a Path,
+    pub(crate) host: &'a HostId,
+    pub(crate) sequence: u64,
+    pub(crate) previous: Digest,
+    pub(crate) wal: Generations,
+    pub(crate) now: Timestamp,
+}
+
+/// Writes the segment. `step` is called before every durable step: tests crash there.
+pub(crate) fn write(
+    order: &Order<'_>,
+    content: &Content,
+    step: &mut dyn FnMut(&str) -> Result<(), SegmentError>,
+) -> Result<Sealed, SegmentError> {
+    let first = content.first().unwrap_or(order.now);
+    let folder = manifest::folder(order.root, order.host, first);
+    let segment = manifest::segment_name(order.sequence, first);
+    durable::create_folder(&folder)?;
+    // A date folder made a moment ago must not vanish in a power cut while its segment's log is removed.
+    folder.parent().map_or(Ok(()), durable::sync_folder)?;
+    durable::sync_folder(order.root)?;
+    let mut files = Vec::new();
+    for kind in Kind::ALL {
+        step(kind.as_str())?;
+        files.push(write_file(&folder, &segment, kind, content)?);
+    }
+    step("manifest")?;
+    let manifest = Manifest {
+        format: FORMAT.to_owned(),
+        version: VERSION,
+        host: order.host.clone(),
+        segment,
+        sequence: order.sequence,
+        sealed: order.now,
+        flows: content.flow_range(),
+        facts: content.validity(),
+        coverage: content.coverage_range(),
+        recorded: content.recorded_range(),
+        files,
+        wal: order.wal,
+        losses: content.losses,
+        previous: order.previous,
+    };
+    Ok(manifest::write(&folder, manifest)?)
+}
+
+fn write_file(folder: &Path, segment: &str, kind: Kind, content: &Content) -> Result<FileEntry, SegmentError> {
+    let encode = |source| SegmentError::Encode { kind, source };
+    let batch = tables::build(kind, content).map_err(|error| encode(error.into()))?;
+    let bytes = encode_parquet(kind, &batch).map_err(encode)?;
+    let name = format!("{segment}-{kind}.parquet");
+    durable::write_file(&folder.join(&name), &bytes)?;
+    Ok(FileEntry {
+        name,
+        kind,
+        rows: u64::try_from(batch.num_rows()).unwrap_or(u64::MAX),
+        bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+        sha256: Digest::of(&bytes),
+    })
+}
+
+fn encode_parquet(kind: Kind, batch: &RecordBatch) -> Result<Vec<u8>, ParquetError> {
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties(kind, batch)?))?;
+    writer.write(batch)?;
+    writer.close()?;
+    Ok(bytes)
+}
+
+fn properties(kind: Kind, batch: &RecordBatch) -> Result<WriterProperties, ParquetError> {
+    let rows = u64::try_from(batch.num_rows().min(ROW_GROUP)).unwrap_or(1).max(1);
+    let mut properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_max_row_group_row_count(Some(ROW_GROUP))
+        .set_data_page_row_count_limit(PAGE)
+        // Without smaller write batches the writer looks at its page limits too seldom to keep them.
+        .set_write_batch_size(1024)
+        .set_created_by(concat!("vestigo ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_key_value_metadata(Some(vec![
+            KeyValue::new("vestigo.format".to_owned(), FORMAT.to_owned()),
+            KeyValue::new("vestigo.version".to_owned(), VERSION.to_string()),
+            KeyValue::new("vestigo.kind".to_owned(), kind.as_str().to_owned()),
+        ]));
+    if kind == Kind::Flows {
+        let first = SortingColumn { column_idx: 0, descending: false, nulls_first: false };
+        properties = properties.set_sorting_columns(Some(vec![first]));
+    }
+    for (_, column) in BLOOM.iter().filter(|(of, _)| *of == kind) {
+        let path = || ColumnPath::from(*column);
+        properties = properties
+            .set_column_bloom_filter_enabled(path(), true)
+            .set_column_bloom_filter_fpp(path(), 0.01)
+            .set_column_bloom_filter_max_ndv(path(), rows);
+    }
+    Ok(properties.build())
+}

@@ -1,0 +1,104 @@
+//! A table under construction: named, typed columns. The few column types that a segment uses, each in one place.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{
+        ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, StringArray,
+        TimestampNanosecondArray, UInt8Array, UInt16Array, UInt64Array,
+    },
+    datatypes::{Field, Int32Type, Schema},
+    error::ArrowError,
+};
+use vestigo_model::Timestamp;
+
+/// Columns, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    fields: Vec<Field>,
+    columns: Vec<ArrayRef>,
+}
+
+impl Table {
+    fn push(&mut self, name: &str, nullable: bool, column: ArrayRef) {
+        self.fields.push(Field::new(name, column.data_type().clone(), nullable));
+        self.columns.push(column);
+    }
+
+    /// Text.
+    pub(crate) fn text<S: AsRef<str>>(&mut self, name: &str, values: impl Iterator<Item = Option<S>>) {
+        self.push(name, true, Arc::new(values.collect::<StringArray>()));
+    }
+
+    /// Text with few different values.
+    pub(crate) fn word<'a>(&mut self, name: &str, values: impl Iterator<Item = Option<&'a str>>) {
+        self.push(name, true, Arc::new(values.collect::<DictionaryArray<Int32Type>>()));
+    }
+
+    /// UTC nanoseconds.
+    pub(crate) fn time(&mut self, name: &str, values: impl Iterator<Item = Option<Timestamp>>) {
+        let nanos: TimestampNanosecondArray = values.map(|time| time.map(Timestamp::as_nanos)).collect();
+        self.push(name, true, Arc::new(nanos.with_timezone("UTC")));
+    }
+
+    /// 8 bits.
+    pub(crate) fn u8(&mut self, name: &str, values: impl Iterator<Item = u8>) {
+        self.push(name, false, Arc::new(values.collect::<UInt8Array>()));
+    }
+
+    /// 16 bits.
+    pub(crate) fn u16(&mut self, name: &str, values: impl Iterator<Item = Option<u16>>) {
+        self.push(name, true, Arc::new(values.collect::<UInt16Array>()));
+    }
+
+    /// 64 bits.
+    pub(crate) fn u64(&mut self, name: &str, values: impl Iterator<Item = Option<u64>>) {
+        self.push(name, true, Arc::new(values.collect::<UInt64Array>()));
+    }
+
+    /// 32 bits, signed.
+    pub(crate) fn i32(&mut self, name: &str, values: impl Iterator<Item = Option<i32>>) {
+        self.push(name, true, Arc::new(values.collect::<Int32Array>()));
+    }
+
+    /// Yes or no.
+    pub(crate) fn flag(&mut self, name: &str, values: impl Iterator<Item = bool>) {
+        self.push(name, false, Arc::new(values.map(Some).collect::<BooleanArray>()));
+    }
+
+    /// An address as 16 bytes, IPv4 mapped: sorts and compares as a number, whatever the family.
+    pub(crate) fn address(&mut self, name: &str, values: impl Iterator<Item = [u8; 16]>) -> Result<(), ArrowError> {
+        let mut builder = FixedSizeBinaryBuilder::new(16);
+        for value in values {
+            builder.append_value(value)?;
+        }
+        self.push(name, false, Arc::new(builder.finish()));
+        Ok(())
+    }
+
+    /// The finished batch.
+    pub(crate) fn finish(self) -> Result<RecordBatch, ArrowError> {
+        RecordBatch::try_new(Arc::new(Schema::new(self.fields)), self.columns)
+    }
+}
+
+/// The documented schema is a contract: a changed type breaks other people's queries.
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use arrow::datatypes::DataType;
+
+    #[test]
+    fn columns_have_the_documented_types() {
+        let mut table = Table::default();
+        table.time("t", [Some(Timestamp::from_nanos(5))].into_iter());
+        table.word("w", [Some("a")].into_iter());
+        table.address("a", [[0; 16]].into_iter()).unwrap();
+        let batch = table.finish().unwrap();
+        let types: Vec<_> = batch.schema().fields().iter().map(|f| f.data_type().clone()).collect();
+        let time = DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, Some("UTC".into()));
+        let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+        assert_eq!(types, [time, dictionary, DataType::FixedSizeBinary(16)]);
+    }
+}

@@ -1,0 +1,228 @@
+//! The five tables of a segment. Their columns are documented in `docs/formats/ledger.md`; change both together.
+
+use std::net::IpAddr;
+
+use arrow::{array::RecordBatch, error::ArrowError};
+use vestigo_model::{Coverage, CoverageState, Event, Exit, Fact, Flow, Instance, Payload};
+
+use super::{
+    content::{Content, FactRow},
+    table::Table,
+};
+use crate::manifest::Kind;
+
+/// The table of this kind.
+pub(crate) fn build(kind: Kind, content: &Content) -> Result<RecordBatch, ArrowError> {
+    match kind {
+        Kind::Flows => flows(&content.flows),
+        Kind::Instances => instances(&content.facts),
+        Kind::Payloads => payloads(&content.facts),
+        Kind::Coverage => coverage(&content.facts),
+        Kind::Events => events(&content.facts),
+    }
+}
+
+/// How an address is written: IPv4-mapped IPv6 is IPv4.
+pub(crate) fn address_text(address: IpAddr) -> String {
+    address.to_canonical().to_string()
+}
+
+fn address_bytes(address: IpAddr) -> [u8; 16] {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+fn flows(flows: &[Flow]) -> Result<RecordBatch, ArrowError> {
+    let mut table = Table::default();
+    table.time("first", flows.iter().map(|f| Some(f.first)));
+    table.time("last", flows.iter().map(|f| Some(f.last)));
+    flow_place(&mut table, flows);
+    flow_tuple(&mut table, flows)?;
+    flow_counters(&mut table, flows);
+    table.word("end_reason", flows.iter().map(|f| Some(f.end_reason.as_str())));
+    table.word("initiator", flows.iter().map(|f| Some(f.initiator.as_str())));
+    table.word("src_expected", flows.iter().map(|f| Some(f.src_expected.as_str())));
+    table.text("community_id", flows.iter().map(|f| Some(&f.community_id)));
+    table.text("nat_ip", flows.iter().map(|f| f.post_nat.map(|nat| address_text(nat.ip))));
+    table.u16("nat_port", flows.iter().map(|f| f.post_nat.map(|nat| nat.port)));
+    table.word("quality", flows.iter().map(|f| Some(f.attribution.quality.as_str())));
+    table.text("payload", flows.iter().map(|f| f.attribution.payload.map(|uid| uid.to_string())));
+    table.word("reason", flows.iter().map(|f| Some(f.attribution.reason.as_str())));
+    table.finish()
+}
+
+fn flow_place(table: &mut Table, flows: &[Flow]) {
+    let domains: Vec<String> = flows.iter().map(|f| f.domain.to_string()).collect();
+    table.word("host", flows.iter().map(|f| Some(f.host.as_str())));
+    table.word("tap", flows.iter().map(|f| Some(f.tap.as_str())));
+    table.word("domain", domains.iter().map(|d| Some(d.as_str())));
+    table.word("instance", flows.iter().map(|f| Some(f.instance.as_str())));
+    table.word("vo", flows.iter().map(|f| f.vo.as_ref().map(|vo| vo.as_str())));
+    table.word("direction", flows.iter().map(|f| Some(f.direction.as_str())));
+}
+
+fn flow_tuple(table: &mut Table, flows: &[Flow]) -> Result<(), ArrowError> {
+    table.text("orig_ip", flows.iter().map(|f| Some(address_text(f.orig_ip))));
+    table.u16("orig_port", flows.iter().map(|f| Some(f.orig_port)));
+    table.text("resp_ip", flows.iter().map(|f| Some(address_text(f.resp_ip))));
+    table.u16("resp_port", flows.iter().map(|f| Some(f.resp_port)));
+    table.address("orig_addr", flows.iter().map(|f| address_bytes(f.orig_ip)))?;
+    table.address("resp_addr", flows.iter().map(|f| address_bytes(f.resp_ip)))?;
+    table.u8("proto", flows.iter().map(|f| f.proto));
+    table.u16("vlan", flows.iter().map(|f| f.vlan));
+    Ok(())
+}
+
+fn flow_counters(table: &mut Table, flows: &[Flow]) {
+    table.u64("orig_packets", flows.iter().map(|f| Some(f.orig_packets)));
+    table.u64("orig_bytes", flows.iter().map(|f| Some(f.orig_bytes)));
+    table.u64("resp_packets", flows.iter().map(|f| Some(f.resp_packets)));
+    table.u64("resp_bytes", flows.iter().map(|f| Some(f.resp_bytes)));
+    table.u8("orig_flags", flows.iter().map(|f| f.orig_flags));
+    table.u8("resp_flags", flows.iter().map(|f| f.resp_flags));
+}
+
+/// A fact of one kind with its row.
+struct Row<'a, T> {
+    row: &'a FactRow,
+    fact: &'a T,
+}
+
+fn rows<'a, T>(facts: &'a [FactRow], pick: fn(&'a Fact) -> Option<&'a T>) -> Vec<Row<'a, T>> {
+    facts.iter().filter_map(|row| pick(&row.record.fact).map(|fact| Row { row, fact })).collect()
+}
+
+/// The columns that every table of facts ends with.
+fn finish<T>(mut table: Table, rows: &[Row<'_, T>]) -> Result<RecordBatch, ArrowError> {
+    table.time("recorded", rows.iter().map(|r| Some(r.row.record.recorded)));
+    table.flag("carried", rows.iter().map(|r| r.row.carried));
+    table.text("record", rows.iter().map(|r| Some(r.row.text.as_str())));
+    table.finish()
+}
+
+fn instances(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
+    let rows = rows::<Instance>(facts, |fact| if let Fact::Instance(i) = fact { Some(i) } else { None });
+    let mut table = Table::default();
+    let all = || rows.iter().map(|r| r.fact);
+    table.time("start", all().map(|i| Some(i.start)));
+    table.time("end", all().map(|i| i.end.map(|end| end.time)));
+    table.text("end_reason", all().map(|i| i.end.and_then(|end| json_word(&end.why))));
+    table.word("host", all().map(|i| Some(i.host.as_str())));
+    table.text("domain", all().map(|i| Some(i.domain.to_string())));
+    table.text("instance", all().map(|i| Some(i.id.as_str())));
+    table.text("name", all().map(|i| Some(i.name.as_str())));
+    table.word("cloud", all().map(|i| Some(i.cloud.as_str())));
+    table.word("project_id", all().map(|i| i.project.as_ref().map(|p| p.id.as_str())));
+    table.word("project_name", all().map(|i| i.project.as_ref()?.name.as_ref().map(|n| n.as_str())));
+    table.word("vo", all().map(|i| i.vo.as_ref().map(|vo| vo.as_str())));
+    table.word("owner", all().map(|i| i.owner.as_ref().map(|o| o.as_str())));
+    table.word("flavour", all().map(|i| i.flavour.as_ref().map(|f| f.as_str())));
+    table.word("image", all().map(|i| i.image.as_ref().map(|image| image.as_str())));
+    table.text("taps", all().map(|i| serde_json::to_string(&i.taps).ok()));
+    table.text("disks", all().map(|i| serde_json::to_string(&i.disks).ok()));
+    table.text("xml_sha256", all().map(|i| Some(i.xml_sha256.to_string())));
+    finish(table, &rows)
+}
+
+fn payloads(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
+    let rows = rows::<Payload>(facts, |fact| if let Fact::Payload(p) = fact { Some(p) } else { None });
+    let mut table = Table::default();
+    let all = || rows.iter().map(|r| r.fact);
+    table.time("received", all().map(|p| Some(p.received)));
+    table.time("claimed", all().map(|p| Some(p.claimed)));
+    table.time("end_received", all().map(|p| p.end.map(|end| end.received)));
+    table.time("end_claimed", all().map(|p| p.end.map(|end| end.claimed)));
+    table.text("exit", all().map(|p| p.end.map(|end| exit_word(end.exit))));
+    table.i32("exit_status", all().map(|p| p.end.and_then(|end| exit_status(end.exit))));
+    table.word("host", all().map(|p| Some(p.host.as_str())));
+    table.text("domain", all().map(|p| Some(p.domain.to_string())));
+    claims(&mut table, &rows);
+    finish(table, &rows)
+}
+
+fn claims(table: &mut Table, rows: &[Row<'_, Payload>]) {
+    let all = || rows.iter().map(|r| &r.fact.claim);
+    table.text("payload", all().map(|c| Some(c.uid.to_string())));
+    table.text("pilot", all().map(|c| Some(c.pilot.as_str())));
+    table.text("payload_id", all().map(|c| Some(c.payload.as_str())));
+    table.text("user_issuer", all().map(|c| Some(c.user.issuer.as_str())));
+    table.text("user_subject", all().map(|c| Some(c.user.subject.as_str())));
+    table.word("vo_claimed", all().map(|c| Some(c.vo.as_str())));
+    table.word("trust", all().map(|c| Some(c.trust.as_str())));
+    table.text("executable", all().map(|c| c.executable.as_ref().map(|e| e.path.as_str())));
+    table.text("executable_sha256", all().map(|c| c.executable.as_ref().map(|e| e.sha256.to_string())));
+    table.text("command", all().map(|c| serde_json::to_string(&c.command).ok()));
+    table.text("leases", all().map(|c| serde_json::to_string(&c.leases).ok()));
+    table.text("isolation", all().map(|c| serde_json::to_string(&c.isolation).ok()));
+}
+
+fn coverage(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
+    let mut rows = rows::<Coverage>(facts, |fact| if let Fact::Coverage(c) = fact { Some(c) } else { None });
+    rows.sort_by_key(|row| row.fact.from);
+    let mut table = Table::default();
+    let all = || rows.iter().map(|r| r.fact);
+    table.time("start", all().map(|c| Some(c.from)));
+    table.time("end", all().map(|c| Some(c.to)));
+    table.word("host", all().map(|c| Some(c.host.as_str())));
+    table.text("domain", all().map(|c| c.domain.map(|d| d.to_string())));
+    table.word("tap", all().map(|c| c.tap.as_ref().map(|t| t.as_str())));
+    table.word("state", all().map(|c| Some(state_word(&c.state))));
+    table.u64("lost", all().map(|c| if let CoverageState::Lost { count, .. } = c.state { count } else { None }));
+    table.text("detail", all().map(|c| state_detail(&c.state)));
+    finish(table, &rows)
+}
+
+fn events(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
+    let mut rows = rows::<Event>(facts, |fact| if let Fact::Event(e) = fact { Some(e) } else { None });
+    rows.sort_by_key(|row| row.fact.time);
+    let mut table = Table::default();
+    let all = || rows.iter().map(|r| r.fact);
+    table.time("time", all().map(|e| Some(e.time)));
+    table.word("host", all().map(|e| Some(e.host.as_str())));
+    table.text("domain", all().map(|e| e.domain.map(|d| d.to_string())));
+    table.word("what", all().map(|e| Some(e.what.as_str())));
+    table.text("detail", all().map(|e| serde_json::to_string(&e.detail).ok()));
+    finish(table, &rows)
+}
+
+/// The word under which a plain enum is serialised.
+fn json_word<T: serde::Serialize>(value: &T) -> Option<String> {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned))
+}
+
+const fn exit_word(exit: Exit) -> &'static str {
+    match exit {
+        Exit::Code(_) => "code",
+        Exit::Signal(_) => "signal",
+        Exit::NotStarted => "not-started",
+        Exit::Lost => "lost",
+    }
+}
+
+const fn exit_status(exit: Exit) -> Option<i32> {
+    match exit {
+        Exit::Code(status) | Exit::Signal(status) => Some(status),
+        Exit::NotStarted | Exit::Lost => None,
+    }
+}
+
+const fn state_word(state: &CoverageState) -> &'static str {
+    match state {
+        CoverageState::Ok => "ok",
+        CoverageState::Nodata => "nodata",
+        CoverageState::Lost { .. } => "lost",
+        CoverageState::NotCapturable { .. } => "not-capturable",
+        CoverageState::AgentAbsent => "agent-absent",
+        CoverageState::AgentSilent => "agent-silent",
+    }
+}
+
+fn state_detail(state: &CoverageState) -> Option<&str> {
+    match state {
+        CoverageState::Lost { place, .. } => Some(place),
+        CoverageState::NotCapturable { why } => Some(why),
+        _ => None,
+    }
+}
