@@ -55,9 +55,8 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 /// Writes the file so that it is there whole or not at all.
 pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     let temporary = temporary(path);
-    let written = write_synced(&temporary, bytes).and_then(|()| {
-        fs::rename(&temporary, path).map_err(IoError::at("rename the new file to", path))
-    });
+    let written = write_synced(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path).map_err(IoError::at("rename the new file to", path)));
     if written.is_err() {
         // Give the space back at once: the likeliest reason is a full disk. The error below is the one that matters.
         let _ = fs::remove_file(&temporary);

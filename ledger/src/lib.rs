@@ -1,8 +1,29 @@
-//! The append-only record of flows and facts.
-pub mod frame;
+//! The append-only record of flows and facts: write-ahead log, sealed Parquet segments, and the investigator's questions.
+//!
+//! ```text
+//! hostd ─► Writer ─► wal/<generation>.wal ──seal──► date=…/host=…/<segment>-{flows,instances,payloads,coverage,events}.parquet
+//!                        │                                       <segment>.manifest.json  (chained by SHA-256)
+//!                        └────────────► Ledger ◄───────────────────────┘
+//!                                          └─► who, ips, pilots
+//! ```
+//!
+//! The files are the contract (`docs/formats/ledger.md`); this crate is one program that writes and reads them. It is
+//! synchronous and blocks on the disk: its writer belongs into a thread of its own.
+//!
+//! | beside … | append | seal | read |
+//! |---|---|---|---|
+//! | **append** | one [`Writer`] per folder, by a lock | same owner, one after the other | a frame not yet whole is a torn tail, and skipped |
+//! | **seal** | – | – | the log is read before the manifests: what moves meanwhile is found in one of them, and dropped from the log when in both |
+//! | **crash** | the tail is cut to its last whole frame | no manifest, no segment: rubble is removed, the log sealed again | – |
+//!
+//! What is *recorded* is never changed: a later record under the same key (a VM's interval, a payload) replaces the
+//! earlier one in answers only. What is *answered* keeps host facts and guest claims in separate objects, and
+//! says what could not be seen.
+
 mod durable;
 mod entry;
 mod error;
+pub mod frame;
 mod log;
 mod manifest;
 pub mod questions;
@@ -13,7 +34,7 @@ mod writer;
 
 pub use durable::IoError;
 pub use error::LedgerError;
-pub use manifest::{FileEntry, Generations, Kind, Losses, Manifest, ManifestError, Sealed, Validity};
+pub use manifest::{FORMAT, FileEntry, Generations, Kind, Losses, Manifest, ManifestError, Sealed, VERSION, Validity};
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

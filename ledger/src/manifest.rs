@@ -236,8 +236,8 @@ pub(crate) fn places(folder: &Path) -> Result<Vec<Place>, IoError> {
 pub(crate) fn read(place: &Place) -> Result<Sealed, ManifestError> {
     let path = place.folder.join(&place.name);
     let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
-    let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
     if manifest.format != FORMAT || manifest.version > VERSION {
         return Err(ManifestError::Version { path, format: manifest.format, version: manifest.version });
     }

@@ -76,7 +76,3 @@ impl Ledger {
         Ok(pilots::answer(question, range, &view))
     }
 }
-
-#[cfg(test)]
-#[path = "questions_tests.rs"]
-mod tests;

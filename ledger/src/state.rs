@@ -75,8 +75,7 @@ impl State {
             Some(end) => fresh(end),
             None => domains.contains(domain) || fresh(record.recorded),
         });
-        self.links
-            .retain(|(domain, _), link| domains.contains(domain) || now.since(link.recorded) <= LINK_KEPT);
+        self.links.retain(|(domain, _), link| domains.contains(domain) || now.since(link.recorded) <= LINK_KEPT);
     }
 
     /// Everything a new generation begins with.

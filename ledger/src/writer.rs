@@ -427,11 +427,9 @@ impl Recovery {
 
 fn check_host(root: &Path, host: &HostId, entries: &[Entry]) -> Result<(), LedgerError> {
     match entries.first() {
-        Some(Entry::Header(header)) if header.host != *host => Err(LedgerError::OtherHost {
-            root: root.to_owned(),
-            found: header.host.clone(),
-            asked: host.clone(),
-        }),
+        Some(Entry::Header(header)) if header.host != *host => {
+            Err(LedgerError::OtherHost { root: root.to_owned(), found: header.host.clone(), asked: host.clone() })
+        }
         _ => Ok(()),
     }
 }

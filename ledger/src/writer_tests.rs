@@ -1,0 +1,305 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+use std::{
+    fs, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use vestigo_model::{CoverageState, Exit, Fact, PayloadEnd, TimeRange};
+
+use super::*;
+use crate::{Kind, Ledger, log::LogFile, segment::scan::FlowFilter};
+
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+use fixture::*;
+
+fn options() -> WriterOptions {
+    WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 }
+}
+
+fn open(root: &Path) -> (Writer, Recovered) {
+    Writer::open(root, options()).unwrap()
+}
+
+fn facts_and_flows() -> (Vec<FactRecord>, Vec<Flow>) {
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut start =
+        record(at("14:01:00"), Fact::Payload(payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00")));
+    start.link = Some(link(1, 1));
+    let seen = record(at("14:02:00"), Fact::Coverage(coverage(&vm, "14:01:00", "14:02:00", CoverageState::Ok)));
+    let flows = vec![flow(&vm, 41022, "14:01:30", Some(1)), flow(&vm, 41023, "14:01:20", Some(1))];
+    (vec![record(at("14:00:00"), Fact::Instance(vm)), start, seen], flows)
+}
+
+fn everything() -> TimeRange {
+    TimeRange { from: at("00:00:00"), to: at("23:59:59") }
+}
+
+fn read(root: &Path) -> (Vec<Flow>, crate::Facts) {
+    let ledger = Ledger::open(&[root.to_owned()]).unwrap();
+    let filter = FlowFilter { range: everything(), ip: None, vo: None };
+    (ledger.flows(&filter).unwrap(), ledger.facts(everything()).unwrap())
+}
+
+/// (flows, instances, payloads, coverage statements): each exactly once, wherever it lies.
+fn counts(root: &Path) -> (usize, usize, usize, usize) {
+    let (flows, facts) = read(root);
+    (flows.len(), facts.instances.len(), facts.payloads.len(), facts.coverage.len())
+}
+
+#[test]
+fn a_restart_finds_what_was_acknowledged() {
+    let root = tempfile::tempdir().unwrap();
+    let (facts, flows) = facts_and_flows();
+    let (mut writer, nothing) = open(root.path());
+    assert_eq!(nothing, Recovered::default());
+    writer.append(&facts, &flows).unwrap();
+    drop(writer);
+    let (_, found) = open(root.path());
+    assert_eq!(found.instances.len(), 1);
+    assert_eq!(found.payloads.len(), 1);
+    assert_eq!(found.links, [link(1, 1)]);
+    assert_eq!(found.last_recorded, Some(at("14:02:00")));
+    assert_eq!(found.torn_bytes, 0);
+}
+
+#[test]
+fn a_second_writer_and_another_host_are_refused_in_one_sentence() {
+    let root = tempfile::tempdir().unwrap();
+    let (writer, _) = open(root.path());
+    let second = Writer::open(root.path(), options()).unwrap_err().to_string();
+    assert!(second.contains("another process") && second.contains(&root.path().display().to_string()), "{second}");
+    drop(writer);
+    let other = WriterOptions { host: host("hv2"), ..options() };
+    let other = Writer::open(root.path(), other).unwrap_err().to_string();
+    assert!(other.contains("hv1") && other.contains("hv2"), "{other}");
+}
+
+#[test]
+fn a_log_cut_at_any_byte_gives_back_exactly_its_whole_records() {
+    let root = tempfile::tempdir().unwrap();
+    let (facts, flows) = facts_and_flows();
+    let (mut writer, _) = open(root.path());
+    let mut ends = vec![writer.log.len()];
+    for fact in &facts {
+        writer.append(std::slice::from_ref(fact), &[]).unwrap();
+        ends.push(writer.log.len());
+    }
+    for flow in &flows {
+        writer.append(&[], std::slice::from_ref(flow)).unwrap();
+        ends.push(writer.log.len());
+    }
+    let path = log::path(root.path(), writer.log.generation);
+    drop(writer);
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(ends.last().copied(), Some(whole.len() as u64));
+    for cut in ends[0]..=whole.len() as u64 {
+        fs::write(&path, &whole[..usize::try_from(cut).unwrap()]).unwrap();
+        let records = ends.iter().filter(|end| **end <= cut).count() - 1;
+        let (kept_facts, kept_flows) = (records.min(3), records.saturating_sub(3));
+        let (found_flows, found) = read(root.path());
+        assert_eq!(found_flows.len(), kept_flows, "cut at {cut}");
+        assert_eq!(found.instances.len() + found.payloads.len() + found.coverage.len(), kept_facts, "cut at {cut}");
+        let (mut writer, recovered) = open(root.path());
+        let good = ends.iter().filter(|end| **end <= cut).max().copied().unwrap_or(0);
+        assert_eq!(recovered.torn_bytes, cut - good, "cut at {cut}");
+        if cut % 97 == 0 {
+            writer.append(&facts, &flows).unwrap();
+            assert_eq!(counts(root.path()).0, kept_flows + 2, "appending after a cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_crash_at_any_step_of_sealing_neither_loses_nor_doubles() {
+    let steps = ["rotate", "flows", "instances", "payloads", "coverage", "events", "manifest", "remove-log"];
+    for crash in steps {
+        let root = tempfile::tempdir().unwrap();
+        let (facts, flows) = facts_and_flows();
+        let (mut writer, _) = open(root.path());
+        writer.append(&facts, &flows).unwrap();
+        writer.crash_at(Box::new(move |step| match step == crash {
+            true => Err(IoError::at("write", Path::new("x"))(io::Error::other("crash")).into()),
+            false => Ok(()),
+        }));
+        writer.seal(at("14:05:00")).unwrap_err();
+        assert_eq!(counts(root.path()), (2, 1, 1, 1), "after a crash at {crash}");
+        drop(writer);
+        let (mut writer, recovered) = open(root.path());
+        assert_eq!((recovered.instances.len(), recovered.payloads.len()), (1, 1), "recovered after {crash}");
+        assert_eq!(counts(root.path()), (2, 1, 1, 1), "after recovery from {crash}");
+        let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+        writer.append(&[], &[flow(&vm, 41024, "14:06:00", Some(1))]).unwrap();
+        let sealed = writer.seal(at("14:10:00")).unwrap().expect("a segment");
+        assert_eq!(counts(root.path()), (3, 1, 1, 1), "after sealing behind {crash}");
+        assert_eq!(sealed.manifest.sequence, if crash == "remove-log" { 2 } else { 1 }, "{crash}");
+        assert_eq!(log::generations(root.path()).unwrap().len(), 1, "{crash}");
+    }
+}
+
+#[test]
+fn a_failed_seal_is_tried_again_while_appending_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let (facts, flows) = facts_and_flows();
+    let (mut writer, _) = open(root.path());
+    writer.append(&facts, &flows).unwrap();
+    writer.crash_at(Box::new(|step| match step == "manifest" {
+        true => Err(IoError::at("write", Path::new("x"))(io::Error::from(io::ErrorKind::StorageFull)).into()),
+        false => Ok(()),
+    }));
+    writer.seal(at("14:05:00")).unwrap_err();
+    writer.append(&facts[2..], &flows[..1]).unwrap();
+    assert!(writer.seal_if_due(at("14:05:10")).unwrap().is_none(), "too early to try again");
+    writer.seal_if_due(at("14:05:30")).unwrap_err();
+    assert_eq!(log::generations(root.path()).unwrap().len(), 2, "a retry makes no new generation");
+    writer.crash_at(Box::new(|_| Ok(())));
+    let first = writer.seal_if_due(at("14:06:30")).unwrap().expect("a segment");
+    assert_eq!(first.manifest.files[0].rows, 2);
+    let second = writer.seal(at("14:06:31")).unwrap().expect("what was appended meanwhile");
+    assert_eq!((second.manifest.files[0].rows, second.manifest.sequence), (1, 2));
+    assert_eq!(counts(root.path()), (3, 1, 1, 2));
+}
+
+#[test]
+fn segments_chain_hash_and_carry_what_they_need() {
+    let root = tempfile::tempdir().unwrap();
+    let (facts, flows) = facts_and_flows();
+    let (mut writer, _) = open(root.path());
+    writer.append(&facts, &flows).unwrap();
+    assert!(writer.seal_if_due(at("14:04:59")).unwrap().is_none());
+    let first = writer.seal_if_due(at("14:05:00")).unwrap().expect("due by age");
+    assert!(writer.seal(at("14:06:00")).unwrap().is_none(), "nothing new");
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut done = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    done.end = Some(PayloadEnd { received: at("14:07:00"), claimed: at("14:07:00"), exit: Exit::Code(-1) });
+    writer.append(&[record(at("14:07:00"), Fact::Payload(done))], &[flow(&vm, 41900, "14:06:59", Some(1))]).unwrap();
+    let second = writer.seal(at("14:08:00")).unwrap().expect("a segment");
+
+    assert_eq!(first.manifest.previous, Digest::ZERO);
+    let manifest = fs::read(first.folder.join(format!("{}.manifest.json", first.manifest.segment))).unwrap();
+    assert_eq!(second.manifest.previous, Digest::of(&manifest));
+    assert!(first.folder.ends_with("date=2026-11-22/host=hv1"));
+    for file in &second.manifest.files {
+        let bytes = fs::read(second.folder.join(&file.name)).unwrap();
+        assert_eq!((Digest::of(&bytes), bytes.len() as u64), (file.sha256, file.bytes));
+    }
+    let rows: Vec<u64> = second.manifest.files.iter().map(|file| file.rows).collect();
+    assert_eq!(rows, [1, 1, 2, 0, 0], "the instance is carried, the payload carried and ended");
+    let (_, facts) = read(root.path());
+    assert_eq!(facts.payloads[0].end.unwrap().exit, Exit::Code(-1));
+    drop(writer);
+    let (_, recovered) = open(root.path());
+    assert_eq!(recovered.last_recorded, Some(at("14:07:00.5")), "known although the log holds a snapshot only");
+    assert_eq!(recovered.links, [link(1, 1)]);
+}
+
+#[test]
+fn bytes_make_a_segment_due() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut writer, _) = Writer::open(root.path(), WriterOptions { max_wal_bytes: 100, ..options() }).unwrap();
+    let (facts, _) = facts_and_flows();
+    writer.append(&facts, &[]).unwrap();
+    assert!(writer.seal_if_due(at("14:02:01")).unwrap().is_some());
+}
+
+#[test]
+fn ended_facts_are_carried_for_an_hour_and_the_furthest_link_position_wins() {
+    let mut state = State::default();
+    let vm = ended(instance("hv1", 1, Some("atlas"), "10.0.0.5"), "14:10:00");
+    let mut old = record(at("14:10:00"), Fact::Instance(vm));
+    old.link = Some(link(1, 7));
+    state.apply_fact(&old);
+    old.link = Some(link(1, 3));
+    state.apply_fact(&old);
+    assert_eq!(state.link_positions(), [link(1, 7)]);
+    state.prune(at("15:10:00"));
+    assert_eq!(state.facts().count(), 1);
+    state.prune(at("15:10:01"));
+    assert_eq!(state.facts().count(), 0);
+    assert_eq!(state.link_positions().len(), 1, "a saved VM may come back with the same boot");
+}
+
+const FINE: u8 = 0;
+const WRITE_FAILS: u8 = 1;
+const SYNC_FAILS: u8 = 2;
+const NOTHING_WORKS: u8 = 3;
+
+struct Faulty {
+    file: File,
+    fault: Arc<AtomicU8>,
+}
+
+impl LogFile for Faulty {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.fault.load(Ordering::SeqCst) {
+            WRITE_FAILS | NOTHING_WORKS => {
+                LogFile::write_all(&mut self.file, &bytes[..bytes.len() / 2])?;
+                Err(io::Error::from(io::ErrorKind::StorageFull))
+            }
+            _ => LogFile::write_all(&mut self.file, bytes),
+        }
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        match self.fault.load(Ordering::SeqCst) {
+            SYNC_FAILS => Err(io::Error::other("the disk is gone")),
+            _ => LogFile::sync(&mut self.file),
+        }
+    }
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        match self.fault.load(Ordering::SeqCst) {
+            NOTHING_WORKS => Err(io::Error::other("the disk is gone")),
+            _ => LogFile::cut(&mut self.file, length),
+        }
+    }
+}
+
+#[test]
+fn a_failing_disk_is_reported_and_survived() {
+    for fault in [WRITE_FAILS, SYNC_FAILS, NOTHING_WORKS] {
+        let root = tempfile::tempdir().unwrap();
+        let state = Arc::new(AtomicU8::new(FINE));
+        let handle = Arc::clone(&state);
+        let open_log: OpenLog = Box::new(move |path| {
+            let file = OpenOptions::new().append(true).open(path)?;
+            Ok(Box::new(Faulty { file, fault: Arc::clone(&handle) }))
+        });
+        let (mut writer, _) = Writer::open_with(root.path(), options(), open_log).unwrap();
+        let (facts, flows) = facts_and_flows();
+        writer.append(&facts[..1], &[]).unwrap();
+        state.store(fault, Ordering::SeqCst);
+        writer.append(&facts[1..], &flows).unwrap_err();
+        state.store(FINE, Ordering::SeqCst);
+        writer.append(&facts[2..], &flows[..1]).unwrap();
+        assert_eq!(counts(root.path()), (1, 1, 0, 1), "only what was acknowledged, fault {fault}");
+        drop(writer);
+        let (mut writer, recovered) = open(root.path());
+        assert_eq!((recovered.instances.len(), recovered.payloads.len()), (1, 0));
+        writer.seal(at("14:09:00")).unwrap().expect("a segment");
+        assert_eq!(counts(root.path()), (1, 1, 0, 1), "after sealing, fault {fault}");
+    }
+}
+
+#[test]
+fn rubble_of_a_crash_is_removed_and_a_record_of_a_newer_version_is_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(root.path());
+    let (facts, flows) = facts_and_flows();
+    writer.append(&facts, &flows).unwrap();
+    let path = log::path(root.path(), writer.log.generation);
+    drop(writer);
+    let mut newer = Vec::new();
+    frame::encode(b"{\"telepathy\":{}}", &mut newer).unwrap();
+    fs::write(&path, [fs::read(&path).unwrap(), newer].concat()).unwrap();
+    let folder = manifest::folder(root.path(), &host("hv1"), at("14:00:00"));
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("00000001-20261122T140000Z-flows.parquet"), b"rubble").unwrap();
+    fs::write(folder.join(".00000001-x.manifest.json.tmp"), b"rubble").unwrap();
+    let (mut writer, _) = open(root.path());
+    assert_eq!(durable::names(&folder).unwrap(), Vec::<String>::new());
+    let sealed = writer.seal(at("14:05:00")).unwrap().expect("a segment");
+    assert_eq!(sealed.manifest.losses.unreadable_records, 1);
+    assert_eq!(sealed.manifest.files.iter().map(|f| f.kind).collect::<Vec<_>>(), Kind::ALL);
+}

@@ -18,9 +18,9 @@ const MAX_SOCKET_PATH: usize = 107;
 pub enum Plan {
     /// It has one.
     Present(PathBuf),
-    /// These devices must be plugged in, in this order.
+    /// These devices are missing, in this order.
     Attach {
-        /// XML of each device.
+        /// Each device's XML.
         devices: Vec<String>,
         /// Where the socket will be.
         socket: PathBuf,
@@ -46,27 +46,29 @@ pub fn plan(domain: &Description, folder: &Path) -> Plan {
             socket.display()
         ));
     };
-    let mut devices = Vec::new();
-    if !domain.virtio_serial {
-        devices.push("<controller type='virtio-serial'/>".to_owned());
-    }
-    devices.push(format!(
+    let controller = (!domain.virtio_serial).then(|| "<controller type='virtio-serial'/>".to_owned());
+    let channel = format!(
         "<channel type='unix'><source mode='bind' path='{}'/><target type='virtio' name='{CHANNEL_NAME}'/></channel>",
         escape(path)
-    ));
-    Plan::Attach { devices, socket }
+    );
+    Plan::Attach { devices: controller.into_iter().chain([channel]).collect(), socket }
 }
 
 fn file_name_length(domain: DomainUuid) -> usize {
     format!("/{domain}.sock").len()
 }
 
-/// libvirt's words, with the likeliest cause where the XML shows one.
+/// Why it failed, with the likeliest cause where the XML shows one.
 #[must_use]
 pub fn explain(domain: &Description, message: &str) -> String {
-    if domain.acpi {
-        format!("libvirt refused to plug the channel in: {message}")
+    if !domain.acpi {
+        format!("{message} (the domain has no <acpi/> feature, which plugging needs)")
+    } else if !domain.virtio_serial && message.contains("cannot be hot plugged") {
+        format!(
+            "{message} (this libvirt is too old to plug in a virtio-serial controller, 11.3 is known to do it; or give the \
+             VM one: Nova's image property hw_qemu_guest_agent=yes, OpenNebula's FEATURES = [ GUEST_AGENT = yes ])"
+        )
     } else {
-        format!("libvirt refused to plug the channel in (the domain has no <acpi/> feature, which it needs): {message}")
+        message.to_owned()
     }
 }

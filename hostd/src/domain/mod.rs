@@ -231,7 +231,11 @@ impl Hypervisor {
     }
 
     /// Makes sure that the running domain has an agent channel and returns its socket. Plugs in what is missing, into the
-    /// running domain only; the persistent configuration stays as it is. `folder` must exist. Doing it again is harmless.
+    /// running domain only; the persistent configuration stays as it is. `folder` must exist and be writable for QEMU's
+    /// user. Doing it again is harmless.
+    ///
+    /// Only what libvirt itself can plug: a device that went in through QEMU's monitor behind its back would break
+    /// migration and save (docs/decisions/0006).
     pub fn ensure_channel(&self, domain: DomainUuid, folder: &Path) -> Result<PathBuf, DomainError> {
         let (xml, running) = self.look(domain)?;
         if !running {
@@ -239,7 +243,7 @@ impl Hypervisor {
         }
         let seen = describe(&xml).map_err(|source| DomainError::Xml { domain, source })?;
         let (devices, socket) = match channel::plan(&seen, folder) {
-            Plan::Present(path) => return Ok(path),
+            Plan::Present(socket) => return Ok(socket),
             Plan::Impossible(reason) => return Err(DomainError::Channel { domain, reason }),
             Plan::Attach { devices, socket } => (devices, socket),
         };

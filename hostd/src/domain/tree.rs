@@ -20,7 +20,7 @@ const MAX_NODES: usize = 100_000;
 /// Why a text is not a usable document.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
-    /// Larger than [`MAX_BYTES`].
+    /// Larger than 4 MiB.
     #[error("the domain XML is {0} bytes long; at most {MAX_BYTES} are read")]
     TooLarge(usize),
     /// Too deep or too many elements.

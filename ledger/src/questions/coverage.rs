@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use vestigo_model::{
-    Coverage, CoverageState, DomainUuid, HostId, Instance, InstanceId, TapName, TimeRange, Timestamp,
-};
+use vestigo_model::{Coverage, CoverageState, DomainUuid, HostId, Instance, InstanceId, TapName, TimeRange, Timestamp};
 
 use crate::reader::Facts;
 

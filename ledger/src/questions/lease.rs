@@ -80,7 +80,11 @@ fn rejoined(payload: &Payload, flow: &Flow, tolerance: Duration) -> Attribution 
 
 fn late(received: Timestamp, first: Timestamp) -> String {
     let after = received.since(first);
-    if after.is_zero() { format!("at {received}") } else { format!("late, at {received}, by the guest's clock in time") }
+    if after.is_zero() {
+        format!("at {received}")
+    } else {
+        format!("late, at {received}, by the guest's clock in time")
+    }
 }
 
 fn ambiguous(payloads: &[&Payload], stored: &Attribution, tolerance: Duration) -> Attribution {

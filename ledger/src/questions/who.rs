@@ -133,16 +133,20 @@ pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
     let named = candidates.iter().map(|c| &c.host_facts).chain(&also_given);
     let shown: BTreeSet<_> = named.map(|facts| (facts.host.clone(), facts.domain)).collect();
     let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
-    WhoAnswer { candidates, also_given, seen_as_peer, tolerance_ms: u64::try_from(TOLERANCE.as_millis()).unwrap_or(u64::MAX), coverage }
+    WhoAnswer {
+        candidates,
+        also_given,
+        seen_as_peer,
+        tolerance_ms: u64::try_from(TOLERANCE.as_millis()).unwrap_or(u64::MAX),
+        coverage,
+    }
 }
 
 /// Whether the flow matches, and by which of the VM's tuples.
 fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
     let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
     let (peer_ip, peer_port) = flow.peer();
-    let peer = question
-        .peer
-        .is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
+    let peer = question.peer.is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
     if !peer || !about(question, flow) {
         return None;
     }
@@ -264,7 +268,9 @@ fn notes(group: &Group<'_>) -> Vec<String> {
         notes.push("the payload's record was not found in the ledgers asked".to_owned());
     }
     if group.flows.iter().any(|(flow, _)| flow.src_expected == Expected::No) {
-        notes.push("the VM used an address that the cloud had not given it (spoofed, or the metadata was behind)".to_owned());
+        notes.push(
+            "the VM used an address that the cloud had not given it (spoofed, or the metadata was behind)".to_owned(),
+        );
     }
     notes
 }

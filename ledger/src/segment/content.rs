@@ -101,9 +101,8 @@ impl Content {
             Fact::Coverage(_) | Fact::Event(_) => None,
         });
         let (from, to) = stretches.next()?;
-        let (from, to) = stretches.fold((from, to), |(from, to), (start, end)| {
-            (from.min(start), to.zip(end).map(|(a, b)| a.max(b)))
-        });
+        let (from, to) = stretches
+            .fold((from, to), |(from, to), (start, end)| (from.min(start), to.zip(end).map(|(a, b)| a.max(b))));
         Some(Validity { from, to })
     }
 }

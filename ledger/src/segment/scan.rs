@@ -11,9 +11,7 @@ use arrow::{
 use parquet::{
     arrow::{
         ProjectionMask,
-        arrow_reader::{
-            ArrowPredicateFn, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowFilter,
-        },
+        arrow_reader::{ArrowPredicateFn, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowFilter},
     },
     errors::ParquetError,
     file::{
@@ -91,8 +89,7 @@ pub(crate) fn flows(path: &Path, filter: &FlowFilter) -> Result<Vec<Flow>, Segme
         return Ok(Vec::new());
     }
     let row_filter = row_filter(&builder, filter);
-    let reader =
-        builder.with_row_groups(groups).with_row_filter(row_filter).build().map_err(decode_error(path))?;
+    let reader = builder.with_row_groups(groups).with_row_filter(row_filter).build().map_err(decode_error(path))?;
     let mut flows = Vec::new();
     for batch in reader {
         let batch = batch.map_err(|error| decode_error(path)(error.into()))?;

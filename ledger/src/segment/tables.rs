@@ -55,7 +55,7 @@ fn flows(flows: &[Flow]) -> Result<RecordBatch, ArrowError> {
 
 fn flow_place(table: &mut Table, flows: &[Flow]) {
     let domains: Vec<String> = flows.iter().map(|f| f.domain.to_string()).collect();
-    table.word("host", flows.iter().map(|f| Some(f.host.as_str())));
+    table.text("host", flows.iter().map(|f| Some(f.host.as_str())));
     table.word("tap", flows.iter().map(|f| Some(f.tap.as_str())));
     table.word("domain", domains.iter().map(|d| Some(d.as_str())));
     table.word("instance", flows.iter().map(|f| Some(f.instance.as_str())));
@@ -109,7 +109,7 @@ fn instances(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
     table.time("start", all().map(|i| Some(i.start)));
     table.time("end", all().map(|i| i.end.map(|end| end.time)));
     table.text("end_reason", all().map(|i| i.end.and_then(|end| json_word(&end.why))));
-    table.word("host", all().map(|i| Some(i.host.as_str())));
+    table.text("host", all().map(|i| Some(i.host.as_str())));
     table.text("domain", all().map(|i| Some(i.domain.to_string())));
     table.text("instance", all().map(|i| Some(i.id.as_str())));
     table.text("name", all().map(|i| Some(i.name.as_str())));
@@ -136,7 +136,7 @@ fn payloads(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
     table.time("end_claimed", all().map(|p| p.end.map(|end| end.claimed)));
     table.text("exit", all().map(|p| p.end.map(|end| exit_word(end.exit))));
     table.i32("exit_status", all().map(|p| p.end.and_then(|end| exit_status(end.exit))));
-    table.word("host", all().map(|p| Some(p.host.as_str())));
+    table.text("host", all().map(|p| Some(p.host.as_str())));
     table.text("domain", all().map(|p| Some(p.domain.to_string())));
     claims(&mut table, &rows);
     finish(table, &rows)
@@ -165,7 +165,7 @@ fn coverage(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
     let all = || rows.iter().map(|r| r.fact);
     table.time("start", all().map(|c| Some(c.from)));
     table.time("end", all().map(|c| Some(c.to)));
-    table.word("host", all().map(|c| Some(c.host.as_str())));
+    table.text("host", all().map(|c| Some(c.host.as_str())));
     table.text("domain", all().map(|c| c.domain.map(|d| d.to_string())));
     table.word("tap", all().map(|c| c.tap.as_ref().map(|t| t.as_str())));
     table.word("state", all().map(|c| Some(state_word(&c.state))));
@@ -180,7 +180,7 @@ fn events(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
     let mut table = Table::default();
     let all = || rows.iter().map(|r| r.fact);
     table.time("time", all().map(|e| Some(e.time)));
-    table.word("host", all().map(|e| Some(e.host.as_str())));
+    table.text("host", all().map(|e| Some(e.host.as_str())));
     table.text("domain", all().map(|e| e.domain.map(|d| d.to_string())));
     table.word("what", all().map(|e| Some(e.what.as_str())));
     table.text("detail", all().map(|e| serde_json::to_string(&e.detail).ok()));

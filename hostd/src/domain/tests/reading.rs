@@ -129,12 +129,15 @@ fn disks_and_their_chains() {
 #[test]
 fn channel_plans() {
     let folder = Path::new("/run/vestigo");
-    let Plan::Attach { devices, socket } = plan(&read("a", "", ""), folder) else { panic!() };
-    assert_eq!(devices.len(), 2);
+    let bare = read("a", "", "");
+    let Plan::Attach { devices, socket } = plan(&bare, folder) else { panic!() };
     assert_eq!(socket, folder.join(format!("{UUID}.sock")));
+    assert!(matches!(devices.as_slice(), [controller, _] if controller.contains("virtio-serial")), "{devices:?}");
+    let refused = explain(&bare, "'virtio-serial' controller cannot be hot plugged.");
+    assert!(refused.contains("hw_qemu_guest_agent"), "{refused}");
     let with_controller = read("a", "", "<controller type='virtio-serial' index='0'/>");
     let Plan::Attach { devices, .. } = plan(&with_controller, Path::new("/run/it's")) else { panic!() };
-    assert!(devices.len() == 1 && devices[0].contains("/run/it&apos;s/"), "{devices:?}");
+    assert!(matches!(devices.as_slice(), [channel] if channel.contains("/run/it&apos;s/")), "{devices:?}");
     let channel = "<channel type='unix'><source mode='bind' path='/s'/><target type='virtio' name='org.vestigo.attribution.0'/></channel>";
     let there = read("a", "", channel);
     assert_eq!(there.channel, Some(Channel::Socket("/s".into())));

@@ -70,9 +70,10 @@ fn a_steady_trickle_does_not_wait_for_ever() {
     disks.sort_by_key(|(id, _)| *id);
     let mut p = running(&disks);
     p.stopped(vm(1), StopReason::Destroyed);
-    let first = (0..20).find(|n| {
-        p.set_names(file(*n + 1), 0, at(*n as i64));
-        !p.due(at(*n as i64)).is_empty()
+    let first = (0..20_u32).find(|n| {
+        let now = at(i64::from(*n));
+        p.set_names(file(u64::from(*n) + 1), 0, now);
+        !p.due(now).is_empty()
     });
     assert_eq!(first, Some(10), "five settle times");
 }

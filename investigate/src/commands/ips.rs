@@ -1,0 +1,81 @@
+//! `vestigo ips`.
+
+use anyhow::Result;
+use vestigo_ledger::{
+    Ledger,
+    questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow},
+};
+
+use super::{Output, exit, json};
+use crate::{
+    arguments::{Ips, range},
+    render::{self, Style, coverage, safe},
+};
+
+/// Asks and renders.
+pub fn run(arguments: &Ips, style: Style) -> Result<Output> {
+    let question = IpsQuestion {
+        vo: arguments.vo.clone(),
+        range: range(arguments.from, arguments.to)?,
+        pilot: arguments.pilot.clone(),
+    };
+    let answer = Ledger::open(&arguments.common.ledgers())?.ips(&question)?;
+    let text = if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, style) };
+    let found = !answer.rows.is_empty();
+    Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+}
+
+fn text(question: &IpsQuestion, answer: &IpsAnswer, style: Style) -> String {
+    let pilot = question.pilot.as_ref().map_or(String::new(), |pilot| format!(" (pilot {})", safe(pilot.as_str())));
+    let (from, to) = (question.range.from, question.range.to);
+    let mut text = format!("Addresses of VO {}{pilot} between {from} and {to}\n\n", question.vo);
+    if answer.rows.is_empty() {
+        text.push_str("Nothing found: no VM of it ran or sent anything in this time.\n\n");
+    } else {
+        let mut table = render::table(&[
+            "ADDRESS",
+            "KIND",
+            "INSTANCE",
+            "HOST",
+            "GIVEN",
+            "FIRST SEEN",
+            "LAST SEEN",
+            "FLOWS",
+            "BYTES",
+        ]);
+        for line in &answer.rows {
+            table.add_row(row(line));
+        }
+        text.push_str(&style.host("HOST FACTS"));
+        text.push('\n');
+        text.push_str(&render::table_text(&table));
+        text.push('\n');
+    }
+    if answer.unattributed_flows > 0 {
+        let flows = answer.unattributed_flows;
+        text.push_str(&format!(
+            "{flows} more flow records of these VMs cannot be tied to any payload and are not counted.\n\n"
+        ));
+    }
+    text.push_str(&coverage::block(&answer.coverage, style));
+    text
+}
+
+fn row(row: &IpsRow) -> Vec<String> {
+    let kind = match row.kind {
+        AddressKind::Own => "own",
+        AddressKind::PostNat => "post-nat",
+    };
+    let time = |time: Option<vestigo_model::Timestamp>| time.map_or("never".to_owned(), |time| time.to_string());
+    vec![
+        row.ip.to_string(),
+        kind.to_owned(),
+        safe(row.instance.as_str()),
+        row.host.to_string(),
+        if row.expected { "yes" } else { "no" }.to_owned(),
+        time(row.first),
+        time(row.last),
+        row.flows.to_string(),
+        row.bytes.to_string(),
+    ]
+}

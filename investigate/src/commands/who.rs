@@ -1,0 +1,133 @@
+//! `vestigo who`.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use vestigo_ledger::{
+    Ledger,
+    questions::who::{Candidate, WhoAnswer, WhoQuestion},
+};
+use vestigo_model::TimeRange;
+
+use super::{Output, exit, json};
+use crate::{
+    arguments::{Who, protocol_word},
+    render::{Style, coverage, parts, safe},
+};
+
+/// Flow records shown per candidate; `--json` has more.
+const SHOWN: usize = 5;
+
+/// Asks and renders.
+pub fn run(arguments: &Who, style: Style) -> Result<Output> {
+    let question = WhoQuestion {
+        range: TimeRange::around(arguments.time, arguments.window),
+        ip: arguments.ip.to_canonical(),
+        port: arguments.port,
+        peer: arguments.peer,
+        proto: arguments.proto,
+        instance: arguments.instance.clone(),
+    };
+    let answer = Ledger::open(&arguments.common.ledgers())?.who(&question)?;
+    let text = if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, style) };
+    let found = !answer.candidates.is_empty();
+    Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+}
+
+fn asked(question: &WhoQuestion) -> String {
+    let mut asked = question.ip.to_string();
+    if let Some(port) = question.port {
+        let _ = write!(asked, " port {port}");
+    }
+    if let Some(proto) = question.proto {
+        let _ = write!(asked, " ({})", protocol_word(proto));
+    }
+    match question.peer {
+        Some((ip, Some(port))) => _ = write!(asked, " with {ip} port {port}"),
+        Some((ip, None)) => _ = write!(asked, " with {ip}"),
+        None => {}
+    }
+    if let Some(instance) = &question.instance {
+        let _ = write!(asked, " in instance {}", safe(instance.as_str()));
+    }
+    asked
+}
+
+fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
+    let (from, to) = (question.range.from, question.range.to);
+    let mut text = format!("Who used {} between {from} and {to}?\n\n", asked(question));
+    if answer.candidates.is_empty() {
+        let _ = writeln!(text, "Nothing found: no VM used or was given this address in the window.");
+        text.push_str(&peers(answer));
+        text.push('\n');
+    }
+    for (number, candidate) in answer.candidates.iter().enumerate() {
+        let title = format!("Candidate {} of {}", number + 1, answer.candidates.len());
+        let _ = writeln!(text, "{}", style.heading(&title));
+        text.push_str(&candidate_text(candidate, style));
+        text.push('\n');
+    }
+    for facts in &answer.also_given {
+        let name = safe(facts.instance.as_str());
+        let vo = parts::vo_word(facts.vo.as_ref());
+        let _ = writeln!(
+            text,
+            "Also given this address, without a matching flow: instance {name} on {} (VO {vo})\n",
+            facts.host
+        );
+    }
+    text.push_str(&coverage::block(&answer.coverage, style));
+    text
+}
+
+fn candidate_text(candidate: &Candidate, style: Style) -> String {
+    let mut text = format!("  {}\n", style.host("HOST FACTS (seen by the hypervisor; the VM cannot forge them)"));
+    text.push_str(&parts::host_facts(&candidate.host_facts));
+    for flow in candidate.flows.iter().take(SHOWN) {
+        text.push_str(&parts::flow(flow));
+    }
+    if candidate.totals.flows > u64::try_from(SHOWN).unwrap_or(0) {
+        let (flows, out, back) = (candidate.totals.flows, candidate.totals.bytes_out, candidate.totals.bytes_in);
+        let _ = writeln!(text, "    in all {flows} flow records, {out} bytes out, {back} bytes in");
+    }
+    let claims = "GUEST CLAIMS (said by the agent in the VM; as true as the VO's image)";
+    let _ = writeln!(text, "  {}", style.guest(claims));
+    match &candidate.guest_claims {
+        Some(claims) => text.push_str(&parts::guest_claims(claims)),
+        None => text.push_str("    none can be tied to the flows\n"),
+    }
+    for claims in &candidate.ran_then {
+        let what =
+            format!("{}, pilot {}, payload {} (run {})", claims.user, claims.pilot, claims.payload_id, claims.payload);
+        let _ = writeln!(text, "    ran in the VM then: {}", safe(&what));
+    }
+    text.push_str(&link(candidate, style));
+    text
+}
+
+fn link(candidate: &Candidate, style: Style) -> String {
+    let link = &candidate.attribution;
+    let reason = if link.reason.is_empty() { String::new() } else { format!(": {}", safe(&link.reason)) };
+    let mut text = format!("  {} {}{reason}\n", style.heading("LINK"), link.quality);
+    for note in &candidate.notes {
+        let _ = writeln!(text, "  {} {}", style.warning("NOTE"), safe(note));
+    }
+    text
+}
+
+fn peers(answer: &WhoAnswer) -> String {
+    let mut text = String::new();
+    for peer in &answer.seen_as_peer {
+        let _ = writeln!(
+            text,
+            "The address was only seen as the other side of instance {} on {} (VO {}), {} flow records from {} to {}.",
+            safe(peer.host_facts.instance.as_str()),
+            peer.host_facts.host,
+            parts::vo_word(peer.host_facts.vo.as_ref()),
+            peer.flows,
+            peer.first,
+            peer.last,
+        );
+    }
+    text
+}

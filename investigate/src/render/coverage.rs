@@ -1,0 +1,61 @@
+//! The coverage of an answer: what could, and what could not, be seen.
+
+use std::fmt::Write as _;
+
+use vestigo_ledger::questions::coverage::{Point, WindowCoverage};
+use vestigo_model::TimeRange;
+
+use super::{Style, safe};
+
+/// How many taps are listed; the JSON form has them all.
+const LISTED: usize = 20;
+
+/// The whole block.
+pub fn block(coverage: &WindowCoverage, style: Style) -> String {
+    let mut text = String::new();
+    let window = format!("{} to {}", coverage.window.from, coverage.window.to);
+    let verdict = if coverage.complete {
+        style.heading("complete")
+    } else {
+        style.warning("incomplete: what is missing here proves nothing")
+    };
+    let _ = writeln!(text, "{} of {window}: {verdict}", style.heading("COVERAGE"));
+    let _ = writeln!(text, "  {} of {} taps were seen completely", coverage.complete_points, coverage.points);
+    if coverage.hosts.is_empty() {
+        let _ = writeln!(text, "  no host said anything about this window");
+    }
+    for point in coverage.details.iter().take(LISTED) {
+        text.push_str(&point_lines(point));
+    }
+    if let Some(more @ 1..) = coverage.details.len().checked_sub(LISTED) {
+        let _ = writeln!(text, "  … and {more} more taps; --json lists them all");
+    }
+    if coverage.unreadable > 0 {
+        let _ = writeln!(text, "  {} records were written by a newer version and not understood", coverage.unreadable);
+    }
+    text.push_str(&extent(coverage.ledger));
+    text
+}
+
+fn point_lines(point: &Point) -> String {
+    let mut text = String::new();
+    let tap = point.tap.as_ref().map_or("no tap", |tap| tap.as_str());
+    let _ =
+        writeln!(text, "  {} {} of instance {}:", safe(point.host.as_str()), safe(tap), safe(point.instance.as_str()));
+    for statement in &point.statements {
+        let state = safe(&statement.state.to_string());
+        let _ = writeln!(text, "    {} to {}  {state}", statement.from, statement.to);
+    }
+    for gap in &point.gaps {
+        let _ = writeln!(text, "    {} to {}  nothing was said", gap.from, gap.to);
+    }
+    text
+}
+
+/// What the ledger holds altogether.
+pub fn extent(ledger: Option<TimeRange>) -> String {
+    match ledger {
+        Some(range) => format!("  the ledger holds records from {} to {}\n", range.from, range.to),
+        None => "  the ledger holds no record at all\n".to_owned(),
+    }
+}

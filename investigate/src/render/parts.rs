@@ -1,0 +1,117 @@
+//! Host facts and guest claims, visibly apart.
+
+use vestigo_ledger::questions::parts::{FlowSeen, GuestClaims, HostFacts, MatchedOn};
+use vestigo_model::{Expected, Initiator};
+
+use super::Lines;
+use crate::arguments::protocol_word;
+
+/// The word for a VO that no one mapped.
+pub fn vo_word(vo: Option<&vestigo_model::Vo>) -> &str {
+    vo.map_or("unmapped", |vo| vo.as_str())
+}
+
+/// What the host knows about a VM.
+pub fn host_facts(facts: &HostFacts) -> String {
+    let mut lines = Lines::default();
+    lines.field("VO", vo_word(facts.vo.as_ref()));
+    lines.field("instance", &facts.instance);
+    lines.maybe("name", facts.name.as_ref());
+    lines.maybe("cloud", facts.cloud.map(|cloud| cloud.as_str()));
+    lines.maybe(
+        "project",
+        facts.project.as_ref().map(|p| match &p.name {
+            Some(name) => format!("{name} ({})", p.id),
+            None => p.id.to_string(),
+        }),
+    );
+    lines.maybe("owner", facts.owner.as_ref());
+    lines.maybe("image", facts.image.as_ref());
+    lines.field("host", &facts.host);
+    lines.field("domain", facts.domain);
+    lines.field("taps", join(&facts.taps));
+    if !facts.expected_addresses.is_empty() {
+        lines.field("was given", join(&facts.expected_addresses));
+    }
+    lines.maybe("ran from", facts.start);
+    match (facts.start, facts.end) {
+        (Some(_), Some(end)) => lines.field("ran to", format!("{} ({})", end.time, word(&end.why))),
+        (Some(_), None) => lines.field("ran to", "no end recorded"),
+        (None, _) => {}
+    }
+    lines.finish()
+}
+
+/// The word under which a plain enum is recorded.
+fn word<T: serde::Serialize>(value: &T) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn join<T: std::fmt::Display>(values: &[T]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// One flow record.
+pub fn flow(flow: &FlowSeen) -> String {
+    let mut lines = Lines::default();
+    let arrow = match flow.direction {
+        vestigo_model::Direction::Outgoing => "→",
+        vestigo_model::Direction::Incoming => "←",
+    };
+    lines.field("flow", format!("{} {} {arrow} {}", protocol_word(flow.proto), flow.vm, flow.peer));
+    lines.field("", format!("{} to {} at {}", flow.first, flow.last, flow.tap));
+    lines.field(
+        "",
+        format!(
+            "out {} packets, {} bytes; in {} packets, {} bytes; {}",
+            flow.packets_out, flow.bytes_out, flow.packets_in, flow.bytes_in, flow.end_reason
+        ),
+    );
+    if let Some(nat) = flow.post_nat {
+        let asked = if flow.matched_on == MatchedOn::PostNat { " (the address asked for)" } else { "" };
+        lines.field("", format!("seen by the world as {} port {}{asked}", nat.ip, nat.port));
+    }
+    if flow.initiator != Initiator::Seen {
+        lines.field("", format!("who began is {}", flow.initiator));
+    }
+    if flow.src_expected != Expected::Yes {
+        lines.field("", format!("the VM's address is expected: {}", flow.src_expected));
+    }
+    lines.finish()
+}
+
+/// What a guest said about a payload.
+pub fn guest_claims(claims: &GuestClaims) -> String {
+    let mut lines = Lines::default();
+    lines.field("user", &claims.user);
+    lines.field("trust", claims.trust.as_str());
+    lines.field("pilot", &claims.pilot);
+    lines.field("payload", format!("{} (run {})", claims.payload_id, claims.payload));
+    lines.field("VO claimed", &claims.vo_claimed);
+    lines.maybe("executable", claims.executable.as_ref().map(|e| format!("{} sha256 {}", e.path, e.sha256)));
+    if !claims.command.is_empty() {
+        lines.field("command", command(&claims.command));
+    }
+    lines.field("lease", if claims.leases.is_empty() { "none".to_owned() } else { join(&claims.leases) });
+    lines.field("started", format!("{} (guest's clock {})", claims.start_received, claims.start_claimed));
+    match claims.end {
+        Some(end) => lines.field("ended", format!("{} ({}; guest's clock {})", end.received, end.exit, end.claimed)),
+        None => lines.field("ended", "no end recorded"),
+    }
+    let held = claims.isolation.values().filter(|e| e.state == vestigo_model::RuleState::Enforced).count();
+    if !claims.isolation.is_empty() {
+        lines.field("isolation", format!("{held} of {} rules enforced", claims.isolation.len()));
+    }
+    lines.finish()
+}
+
+/// Arguments as a shell would want them; spaces inside one stay visible.
+fn command(arguments: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
+    let quoted = arguments.iter().map(|argument| {
+        let simple = !argument.is_empty() && argument.chars().all(plain);
+        if simple { argument.clone() } else { format!("'{}'", argument.replace('\'', "'\\''")) }
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}

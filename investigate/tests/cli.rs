@@ -1,0 +1,180 @@
+//! The built `vestigo` over a real ledger: answers, exit codes, bad input.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+#[path = "../../ledger/tests/fixture/mod.rs"]
+mod fixture;
+
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use fixture::*;
+use serde_json::Value;
+use tempfile::TempDir;
+use vestigo_ledger::{Writer, WriterOptions};
+use vestigo_model::{CoverageState, Fact};
+
+fn ledger() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let facts = [
+        record(at("14:00:00"), Fact::Instance(vm.clone())),
+        record(at("14:01:00"), Fact::Payload(payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00"))),
+        record(at("14:05:00"), Fact::Coverage(coverage(&vm, "14:00:00", "14:05:00", CoverageState::Ok))),
+    ];
+    writer.append(&facts, &[flow(&vm, 41022, "14:03:22", Some(1))]).unwrap();
+    writer.seal(at("14:05:00")).unwrap();
+    writer.append(&[], &[flow(&vm, 41023, "14:06:00", Some(1))]).unwrap();
+    root
+}
+
+fn vestigo(root: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vestigo"))
+        .args(arguments.split_whitespace())
+        .env("VESTIGO_LEDGER", root)
+        .env_remove("NO_COLOR")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+const FOUND: &str = "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 41022";
+
+#[test]
+fn who_shows_host_facts_and_guest_claims_apart() {
+    let root = ledger();
+    let output = vestigo(root.path(), FOUND);
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    let (facts, claims) = shown.split_once("GUEST CLAIMS").expect("two parts");
+    assert!(facts.contains("HOST FACTS") && facts.contains("atlas") && facts.contains("vm-1"), "{shown}");
+    assert!(!facts.contains("alice"), "{shown}");
+    for words in ["alice", "pilot-atlas-1", "job-1", "asserted-by-vo", "ports 41000-41999", "LINK lease", "COVERAGE"] {
+        assert!(claims.contains(words), "{words} in {shown}");
+    }
+    assert!(!shown.contains('\u{1b}'), "escaped: {shown}");
+    assert!(shown.contains("complete"), "{shown}");
+}
+
+#[test]
+fn json_is_versioned_and_holds_the_same() {
+    let root = ledger();
+    let output = vestigo(root.path(), &format!("{FOUND} --json"));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&value["version"], &value["kind"]), (&1.into(), &"who".into()));
+    let candidate = &value["answer"]["candidates"][0];
+    assert_eq!(candidate["host_facts"]["vo"], "atlas");
+    assert_eq!(candidate["guest_claims"]["user"]["subject"], "alice");
+    assert_eq!(candidate["attribution"]["quality"], "lease");
+    assert_eq!(candidate["guest_claims"]["command"][2], "7 \u{1b}[31m");
+    assert!(!text(&output.stdout).contains('\u{1b}'));
+    assert_eq!(value["answer"]["coverage"]["complete"], true);
+}
+
+#[test]
+fn ips_and_pilots_print_tables() {
+    let root = ledger();
+    let output = vestigo(root.path(), "ips --vo atlas --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z");
+    assert_eq!(output.status.code(), Some(0));
+    let shown = text(&output.stdout);
+    assert!(shown.contains("10.0.0.5") && shown.contains("20000"), "sealed and live together: {shown}");
+    let output = vestigo(root.path(), "pilots --user alice");
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}");
+    assert!(shown.contains("pilot-atlas-1") && shown.contains("job-1"), "{shown}");
+    for question in ["pilots --user alice --from 2026-11-22T14:02:00Z", "pilots --user alice --to 2026-11-22T14:02:00Z"]
+    {
+        assert_eq!(vestigo(root.path(), question).status.code(), Some(0), "{question}");
+    }
+}
+
+#[test]
+fn nothing_found_is_its_own_exit_code_and_says_what_could_be_seen() {
+    let root = ledger();
+    let questions = [
+        "who --time 2026-11-22T14:03:22Z --ip 203.0.113.1",
+        "who --time 2020-01-01T00:00:00Z --ip 10.0.0.5",
+        "ips --vo cms --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z",
+        "pilots --user nobody",
+    ];
+    for question in questions {
+        let output = vestigo(root.path(), question);
+        let shown = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(3), "{question}: {shown}");
+        assert!(shown.contains("Nothing found"), "{shown}");
+        assert!(shown.contains("holds records from 2026-11-22T14:00:00Z to 2026-11-22T14:06:01.5"), "{shown}");
+    }
+    let peer = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 192.0.2.9 --port 443");
+    assert_eq!(peer.status.code(), Some(3));
+    assert!(text(&peer.stdout).contains("only seen as the other side of instance vm-1"));
+}
+
+#[test]
+fn incomplete_coverage_is_an_exit_code_on_request_only() {
+    let root = ledger();
+    let late = "who --time 2026-11-22T14:06:00Z --ip 10.0.0.5";
+    assert_eq!(vestigo(root.path(), late).status.code(), Some(0));
+    let output = vestigo(root.path(), &format!("{late} --require-coverage"));
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stdout).contains("nothing was said"));
+    assert_eq!(vestigo(root.path(), &format!("{FOUND} --require-coverage")).status.code(), Some(0));
+}
+
+#[test]
+fn bad_input_gets_one_clear_sentence() {
+    let root = ledger();
+    let ask = |rest: &str| vestigo(root.path(), rest);
+    let cases = [
+        ("who --time yesterday --ip 10.0.0.5", 2, "write it in RFC 3339 with its zone, like 2026-11-22T14:03:22Z"),
+        ("who --time 2026-11-22T14:03:22 --ip 10.0.0.5", 2, "\"2026-11-22T14:03:22\" is not a time"),
+        ("who --time 2026-11-22T14:03:22Z --ip 10.0.0", 2, "10.0.0"),
+        ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 70000", 2, "70000"),
+        ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --window 2", 2, "write it like 2s"),
+        ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --peer x:y", 2, "192.0.2.9:443"),
+        ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --proto foo", 2, "tcp, udp, icmp"),
+        ("ips --vo ../x --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z", 2, "'/'"),
+        ("ips --vo atlas --from 2026-11-22T15:00:00Z --to 2026-11-22T14:00:00Z", 2, "exchange them"),
+        ("pilots --user alice --ledger /nonexistent/ledger", 1, "There is no ledger at /nonexistent/ledger"),
+    ];
+    for (question, code, words) in cases {
+        let output = ask(question);
+        let complaint = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{question}: {complaint}");
+        assert!(complaint.contains(words), "{question}: {complaint}");
+        assert!(!complaint.contains("panicked") && output.stdout.is_empty(), "{complaint}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let root = ledger();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vestigo"))
+        .args(FOUND.split_whitespace())
+        .env("VESTIGO_LEDGER", root.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let root = ledger();
+    for question in ["--help", "who --help", "ips --help", "pilots --help"] {
+        let output = vestigo(root.path(), question);
+        let shown = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(shown.contains("3  nothing found") && shown.contains("VESTIGO_LEDGER"), "{shown}");
+    }
+}

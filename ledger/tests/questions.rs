@@ -1,0 +1,299 @@
+//! The questions over a mixed ledger: two hosts, sealed and live, the same private address in two tenants, a late lease, an
+//! unmapped VO, a coverage gap.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, missing_docs)]
+
+mod fixture;
+
+use std::{path::PathBuf, time::Duration};
+
+use fixture::*;
+use tempfile::TempDir;
+use vestigo_ledger::{
+    Ledger, LedgerError, Writer, WriterOptions,
+    questions::{
+        TOLERANCE,
+        ips::AddressKind,
+        ips::IpsQuestion,
+        lease,
+        parts::MatchedOn,
+        pilots::PilotsQuestion,
+        who::{WhoAnswer, WhoQuestion},
+    },
+};
+use vestigo_model::{
+    CoverageState, Direction, Expected, Fact, Initiator, InstanceId, Label, Lease, PilotId, Quality, TimeRange, Vo,
+};
+
+struct Site {
+    _folder: TempDir,
+    roots: Vec<PathBuf>,
+    writers: Vec<Writer>,
+}
+
+impl Site {
+    fn ledger(&self) -> Ledger {
+        Ledger::open(&self.roots).unwrap()
+    }
+}
+
+/// hv1: vm-1 (atlas, 10.0.0.5, sealed) and vm-3 (unmapped, 10.0.0.7, live). hv2: vm-2 (cms, 10.0.0.5, live).
+fn site() -> Site {
+    let folder = tempfile::tempdir().unwrap();
+    let roots: Vec<PathBuf> = ["hv1", "hv2"].iter().map(|name| folder.path().join(name)).collect();
+    let mut writers: Vec<Writer> = Vec::new();
+    for (root, name) in roots.iter().zip(["hv1", "hv2"]) {
+        let options =
+            WriterOptions { host: host(name), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+        writers.push(Writer::open(root, options).unwrap().0);
+    }
+    first_host(&mut writers[0]);
+    second_host(&mut writers[1]);
+    Site { _folder: folder, roots, writers }
+}
+
+fn first_host(writer: &mut Writer) {
+    let atlas = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let stray = instance("hv1", 3, None, "10.0.0.7");
+    let facts = [
+        record(at("14:00:00"), Fact::Instance(atlas.clone())),
+        record(at("14:00:01"), Fact::Instance(stray.clone())),
+        record(at("14:01:00"), Fact::Payload(payload(&atlas, 1, "alice", "atlas", (41000, 41999), "14:01:00"))),
+        record(at("14:01:01"), Fact::Payload(payload(&atlas, 2, "bob", "atlas", (42000, 42999), "14:01:01"))),
+        record(at("14:05:00"), Fact::Coverage(coverage(&atlas, "14:00:00", "14:05:00", CoverageState::Ok))),
+        record(at("14:02:00"), Fact::Coverage(coverage(&stray, "14:00:00", "14:02:00", CoverageState::Nodata))),
+    ];
+    let world = |port, clock, payload, seen| translated(flow(&atlas, port, clock, payload), "198.51.100.1", seen);
+    let flows = [world(41022, "14:03:22", Some(1), 61022), world(42022, "14:03:22", Some(2), 62022)];
+    writer.append(&facts, &flows).unwrap();
+    writer.seal(at("14:05:00")).unwrap().expect("a segment");
+    // Live: a payload whose lease arrives after its flow, of a VM without a VO, behind an agent that ran alone.
+    let mut late = payload(&stray, 3, "carol", "lhcb", (43000, 43999), "14:06:30");
+    late.claimed = at("14:06:00");
+    let lost = CoverageState::Lost { count: Some(7), place: "ring".to_owned() };
+    writer.append(&[], &[flow(&stray, 43001, "14:06:10", None), flow(&stray, 50000, "14:06:11", None)]).unwrap();
+    let facts = [
+        record(at("14:06:30"), Fact::Payload(late)),
+        record(at("14:07:00"), Fact::Coverage(coverage(&stray, "14:06:00", "14:07:00", lost))),
+        record(at("14:07:00"), Fact::Coverage(coverage(&atlas, "14:06:00", "14:07:00", CoverageState::Ok))),
+    ];
+    writer.append(&facts, &[]).unwrap();
+}
+
+fn second_host(writer: &mut Writer) {
+    let cms = instance("hv2", 2, Some("cms"), "10.0.0.5");
+    let liar = payload(&cms, 1, "dave", "atlas", (41000, 41999), "14:01:00");
+    let facts = [
+        record(at("14:00:00"), Fact::Instance(cms.clone())),
+        record(at("14:01:00"), Fact::Payload(liar)),
+        record(at("14:05:00"), Fact::Coverage(coverage(&cms, "14:00:00", "14:05:00", CoverageState::Ok))),
+    ];
+    writer.append(&facts, &[flow(&cms, 41022, "14:03:22", Some(1))]).unwrap();
+}
+
+fn question(clock: &str, address: &str, port: Option<u16>) -> WhoQuestion {
+    WhoQuestion {
+        range: TimeRange::around(at(clock), Duration::from_secs(2)),
+        ip: ip(address),
+        port,
+        peer: None,
+        proto: None,
+        instance: None,
+    }
+}
+
+fn users(answer: &WhoAnswer) -> Vec<&str> {
+    let claims = answer.candidates.iter().filter_map(|c| c.guest_claims.as_ref());
+    claims.map(|claims| claims.user.subject.as_str()).collect()
+}
+
+#[test]
+fn one_private_address_of_two_tenants_gives_two_candidates_and_one_when_the_instance_is_named() {
+    let site = site();
+    let mut asked = question("14:03:22", "10.0.0.5", Some(41022));
+    let answer = site.ledger().who(&asked).unwrap();
+    assert_eq!(users(&answer), ["alice", "dave"]);
+    let vos: Vec<_> = answer.candidates.iter().map(|c| c.host_facts.vo.as_ref().unwrap().as_str()).collect();
+    assert_eq!(vos, ["atlas", "cms"]);
+    assert!(answer.candidates.iter().all(|c| c.attribution.quality == Quality::Lease && c.totals.flows == 1));
+    assert_eq!(answer.candidates[0].notes, Vec::<String>::new());
+    assert!(answer.candidates[1].notes[0].contains("claims VO atlas"), "{:?}", answer.candidates[1].notes);
+    asked.instance = Some(InstanceId::new("vm-2").unwrap());
+    assert_eq!(users(&site.ledger().who(&asked).unwrap()), ["dave"]);
+}
+
+#[test]
+fn without_a_port_every_payload_of_the_address_is_a_candidate_and_mapped_addresses_are_the_same() {
+    let site = site();
+    let answer = site.ledger().who(&question("14:03:22", "::ffff:10.0.0.5", None)).unwrap();
+    assert_eq!(users(&answer), ["alice", "bob", "dave"]);
+    let mut asked = question("14:03:22", "10.0.0.5", None);
+    asked.peer = Some((ip("192.0.2.9"), Some(80)));
+    assert_eq!(site.ledger().who(&asked).unwrap().candidates.iter().filter(|c| c.totals.flows > 0).count(), 0);
+    asked.peer = Some((ip("192.0.2.9"), Some(443)));
+    asked.proto = Some(17);
+    assert_eq!(users(&site.ledger().who(&asked).unwrap()), Vec::<&str>::new());
+}
+
+#[test]
+fn the_public_side_of_a_translation_answers_like_the_private_one() {
+    let answer = site().ledger().who(&question("14:03:23", "198.51.100.1", Some(62022))).unwrap();
+    assert_eq!(users(&answer), ["bob"]);
+    assert_eq!(answer.candidates[0].flows[0].matched_on, MatchedOn::PostNat);
+    assert_eq!(answer.candidates[0].flows[0].vm.port, 42022);
+}
+
+#[test]
+fn a_late_lease_is_joined_when_asked_and_says_so() {
+    let site = site();
+    let answer = site.ledger().who(&question("14:06:10", "10.0.0.7", Some(43001))).unwrap();
+    assert_eq!(users(&answer), ["carol"]);
+    let candidate = &answer.candidates[0];
+    assert_eq!(candidate.attribution.quality, Quality::Lease);
+    for words in ["ports 43000-43999", "late, at 2026-11-22T14:06:30Z", "tolerance 2 s", "no-lease-then"] {
+        assert!(candidate.attribution.reason.contains(words), "{words}: {}", candidate.attribution.reason);
+    }
+    assert!(candidate.host_facts.vo.is_none());
+    assert!(candidate.notes[0].contains("mapped to no VO"), "{:?}", candidate.notes);
+    // The other flow of the VM is in no lease: only the VM is certain, and the payload that ran is named as no more.
+    let answer = site.ledger().who(&question("14:06:11", "10.0.0.7", Some(50000))).unwrap();
+    let candidate = &answer.candidates[0];
+    assert_eq!((candidate.attribution.quality, candidate.guest_claims.is_none()), (Quality::Instance, true));
+    assert_eq!(candidate.ran_then.len(), 1);
+}
+
+#[test]
+fn coverage_names_losses_and_gaps() {
+    let site = site();
+    let answer = site.ledger().who(&question("14:06:10", "10.0.0.7", Some(43001))).unwrap();
+    assert!(!answer.coverage.complete);
+    assert_eq!((answer.coverage.points, answer.coverage.complete_points), (3, 1));
+    let of = |name: &str| answer.coverage.details.iter().find(|point| point.instance.as_str() == name);
+    let stray = of("vm-3").unwrap();
+    assert!(matches!(stray.statements[0].state, CoverageState::Lost { count: Some(7), .. }));
+    assert_eq!(of("vm-2").unwrap().gaps, [answer.coverage.window], "hv2 has said nothing about this window yet");
+    assert!(of("vm-1").is_none(), "all is well there, and the answer does not name it");
+    let mut wide = question("14:03:00", "10.0.0.7", None);
+    wide.range = TimeRange::new(at("14:00:00"), at("14:07:00")).unwrap();
+    let answer = site.ledger().who(&wide).unwrap();
+    let stray = answer.coverage.details.iter().find(|point| point.instance.as_str() == "vm-3").unwrap();
+    assert_eq!(stray.gaps, [TimeRange::new(at("14:02:00"), at("14:06:00")).unwrap()]);
+    let full = site.ledger().who(&question("14:01:30", "10.0.0.5", None)).unwrap();
+    assert!(full.coverage.complete);
+    assert_eq!(full.coverage.ledger.unwrap().to, at("14:07:00"));
+}
+
+#[test]
+fn an_address_without_a_flow_a_peer_and_a_stranger() {
+    let site = site();
+    let given = site.ledger().who(&question("14:01:30", "10.0.0.7", None)).unwrap();
+    assert_eq!((given.candidates.len(), given.candidates[0].flows.len()), (1, 0));
+    assert_eq!(given.candidates[0].attribution.quality, Quality::Instance);
+    let also = site.ledger().who(&question("14:03:22", "10.0.0.5", Some(42022))).unwrap();
+    assert_eq!(users(&also), ["bob"]);
+    assert_eq!(also.also_given.len(), 1, "vm-2 was given the address too, but used no such port");
+    let peer = site.ledger().who(&question("14:03:22", "192.0.2.9", Some(443))).unwrap();
+    assert_eq!((peer.candidates.len(), peer.seen_as_peer.len()), (0, 2));
+    assert_eq!(peer.seen_as_peer[0].flows, 2);
+    let nobody = site.ledger().who(&question("14:03:22", "203.0.113.1", None)).unwrap();
+    assert!(nobody.candidates.is_empty() && nobody.seen_as_peer.is_empty() && nobody.coverage.points == 3);
+}
+
+#[test]
+fn a_spoofing_vm_is_the_candidate_and_the_owner_is_named_apart() {
+    let mut site = site();
+    let stray = instance("hv1", 3, None, "10.0.0.7");
+    let mut spoofed = flow(&stray, 1234, "14:08:00", None);
+    spoofed.orig_ip = ip("10.0.0.5");
+    spoofed.src_expected = Expected::No;
+    site.writers[0].append(&[], &[spoofed]).unwrap();
+    let answer = site.ledger().who(&question("14:08:00", "10.0.0.5", Some(1234))).unwrap();
+    assert_eq!(answer.candidates.len(), 1);
+    assert_eq!(answer.candidates[0].host_facts.instance.as_str(), "vm-3");
+    assert!(answer.candidates[0].notes.iter().any(|note| note.contains("had not given it")));
+    assert_eq!(answer.also_given.len(), 2);
+}
+
+#[test]
+fn ips_and_pilots_give_the_other_directions() {
+    let site = site();
+    let range = TimeRange::new(at("14:00:00"), at("15:00:00")).unwrap();
+    let mut asked = IpsQuestion { vo: Vo::new("atlas").unwrap(), range, pilot: None };
+    let answer = site.ledger().ips(&asked).unwrap();
+    let rows: Vec<_> =
+        answer.rows.iter().map(|r| (r.ip.to_string(), r.kind, r.expected, r.used, r.flows, r.bytes)).collect();
+    assert_eq!(
+        rows,
+        [
+            ("10.0.0.5".to_owned(), AddressKind::Own, true, true, 2, 20_000),
+            ("198.51.100.1".to_owned(), AddressKind::PostNat, false, true, 2, 20_000),
+        ]
+    );
+    asked.pilot = Some(PilotId::new("pilot-atlas-1").unwrap());
+    assert_eq!(site.ledger().ips(&asked).unwrap().rows.len(), 2);
+    asked.pilot = Some(PilotId::new("pilot-cms-9").unwrap());
+    assert_eq!(site.ledger().ips(&asked).unwrap().rows.len(), 0);
+
+    let mut asked = PilotsQuestion { subject: Label::new("dave").unwrap(), issuer: None, range: None };
+    let answer = site.ledger().pilots(&asked).unwrap();
+    assert_eq!(answer.rows.len(), 1);
+    let row = &answer.rows[0];
+    assert_eq!((row.vo.as_ref().unwrap().as_str(), row.instance.as_ref().unwrap().as_str()), ("cms", "vm-2"));
+    assert_eq!((row.payloads.len(), row.notes.len()), (1, 1));
+    asked.issuer = Some(Label::new("https://other.example").unwrap());
+    assert_eq!(site.ledger().pilots(&asked).unwrap().rows.len(), 0);
+}
+
+#[test]
+fn two_holders_of_a_lease_are_never_chosen_between_and_unanswered_packets_belong_to_nobody() {
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let one = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    let two = payload(&vm, 2, "bob", "atlas", (41000, 41999), "14:01:01");
+    let asked = flow(&vm, 41022, "14:03:00", None);
+    let both = lease::attribute(&asked, &[one.clone(), two], TOLERANCE);
+    assert_eq!((both.quality, both.payload), (Quality::Instance, None));
+    assert!(both.reason.contains(&uid(1).to_string()) && both.reason.contains(&uid(2).to_string()));
+    // A neighbour VM's payload with the same uid and block has no say.
+    let other = payload(&instance("hv2", 2, None, "10.0.0.5"), 9, "mallory", "x", (41000, 41999), "14:01:00");
+    assert_eq!(lease::attribute(&asked, &[one.clone(), other], TOLERANCE).payload, Some(uid(1)));
+    // A scan of a leased port: begun elsewhere, or never answered.
+    let mut scan = asked.clone();
+    (scan.orig_ip, scan.resp_ip, scan.orig_port, scan.resp_port) = (asked.resp_ip, asked.orig_ip, 443, 41022);
+    scan.direction = Direction::Incoming;
+    assert_eq!(lease::attribute(&scan, std::slice::from_ref(&one), TOLERANCE).payload, None);
+    scan.initiator = Initiator::Inferred;
+    assert_eq!(lease::attribute(&scan, std::slice::from_ref(&one), TOLERANCE).payload, Some(uid(1)));
+    scan.resp_packets = 0;
+    assert_eq!(lease::attribute(&scan, std::slice::from_ref(&one), TOLERANCE).payload, None);
+    // An IPv6 address of its own, whoever began.
+    let mut six = one;
+    six.claim.leases = vec![Lease::Address("2001:db8::7".parse().unwrap())];
+    scan.resp_ip = ip("2001:db8::7");
+    assert_eq!(lease::attribute(&scan, &[six], TOLERANCE).payload, Some(uid(1)));
+}
+
+#[test]
+fn what_is_no_ledger_or_a_damaged_one_is_said() {
+    let empty = tempfile::tempdir().unwrap();
+    let error = Ledger::open(&[empty.path().to_owned()]).unwrap_err();
+    assert!(matches!(error, LedgerError::NotALedger { .. }) && error.to_string().contains("--ledger"), "{error}");
+    let site = site();
+    let path = site.roots[0].join("date=2026-11-22/host=hv1");
+    let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let flows = files.iter().find(|file| file.to_string_lossy().ends_with("-flows.parquet")).unwrap();
+    std::fs::write(flows, b"PAR1 rubbish").unwrap();
+    let error = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap_err();
+    assert!(error.to_string().contains("-flows.parquet") && error.to_string().contains("SHA-256"), "{error}");
+    let manifest = files.iter().find(|file| file.to_string_lossy().ends_with(".manifest.json")).unwrap();
+    std::fs::write(manifest, b"{}").unwrap();
+    let error = Ledger::open(&site.roots).unwrap_err();
+    assert!(error.to_string().contains("no segment manifest"), "{error}");
+}
+
+#[test]
+fn a_ledger_and_its_copy_count_once() {
+    let site = site();
+    let roots = [site.roots[0].clone(), site.roots[0].clone()];
+    let answer = Ledger::open(&roots).unwrap().who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
+    assert_eq!(answer.candidates[0].totals.flows, 1);
+}
