@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use vestigo_model::{Attribution, DomainUuid, LEASE_REST, Payload, PayloadUid, Quality, Timestamp};
+use vestigo_model::{Attribution, DomainUuid, Flow, LEASE_REST, Payload, PayloadUid, Quality, Timestamp};
 
 /// Most payloads remembered for one VM, live and rested; the oldest ended ones go first.
 const MAX_PAYLOADS: usize = 8192;
@@ -84,21 +84,12 @@ impl LeaseBook {
         self.payloads.retain(|_, held| !held.is_empty());
     }
 
-    /// Attributes a flow of the VM whose record began at `first`.
+    /// Attributes a flow by what is known now.
     #[must_use]
-    pub fn attribute(
-        &self,
-        domain: DomainUuid,
-        local: (std::net::IpAddr, u16),
-        proto: u8,
-        first: Timestamp,
-        agent: AgentState,
-    ) -> Attribution {
-        let covering: Vec<&Payload> = self
-            .of_domain(domain)
-            .filter(|payload| payload.claim.leases.iter().any(|lease| lease.covers(local, proto)))
-            .collect();
-        let mut then = covering.iter().filter(|payload| payload.held_leases_at(first));
+    pub fn attribute(&self, flow: &Flow, agent: AgentState) -> Attribution {
+        let marks = |payload: &&Payload| payload.claim.leases.iter().any(|lease| flow.marked_by(lease));
+        let covering: Vec<&Payload> = self.of_domain(flow.domain).filter(marks).collect();
+        let mut then = covering.iter().filter(|payload| payload.held_leases_at(flow.first));
         match (then.next(), then.next()) {
             (Some(payload), None) => {
                 Attribution { quality: Quality::Lease, payload: Some(payload.claim.uid), reason: String::new() }
@@ -130,7 +121,7 @@ fn overlap(a: vestigo_model::Lease, b: vestigo_model::Lease) -> bool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+    use std::{collections::BTreeMap, time::Duration};
 
     use uuid::Uuid;
     use vestigo_model::*;
@@ -163,9 +154,39 @@ mod tests {
         }
     }
 
+    fn flow(domain: u128, port: u16, time: i64) -> Flow {
+        Flow {
+            host: HostId::new("hv1").unwrap(),
+            tap: TapName::new("vnet0").unwrap(),
+            domain: DomainUuid(Uuid::from_u128(domain)),
+            instance: InstanceId::new("i").unwrap(),
+            vo: None,
+            direction: Direction::Outgoing,
+            orig_ip: "10.0.0.5".parse().unwrap(),
+            orig_port: port,
+            resp_ip: "192.0.2.1".parse().unwrap(),
+            resp_port: 443,
+            proto: 6,
+            vlan: None,
+            first: at(time),
+            last: at(time),
+            orig_packets: 1,
+            orig_bytes: 40,
+            resp_packets: 0,
+            resp_bytes: 0,
+            orig_flags: 2,
+            resp_flags: 0,
+            end_reason: EndReason::Idle,
+            initiator: Initiator::Seen,
+            src_expected: Expected::Unknown,
+            community_id: String::new(),
+            post_nat: None,
+            attribution: only_the_vm(""),
+        }
+    }
+
     fn ask(book: &LeaseBook, domain: u128, port: u16, time: i64, agent: AgentState) -> (Option<u128>, String) {
-        let ip: IpAddr = "10.0.0.5".parse().unwrap();
-        let got = book.attribute(DomainUuid(Uuid::from_u128(domain)), (ip, port), 6, at(time), agent);
+        let got = book.attribute(&flow(domain, port, time), agent);
         (got.payload.map(|uid| uid.0.as_u128()), got.reason)
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use community_id::calculate_community_id;
-use vestigo_model::{Direction, Expected, Flow, Tap};
+use vestigo_model::{Attribution, Direction, Expected, Flow, Quality, Tap};
 
 use crate::{
     attribute::{AgentState, LeaseBook},
@@ -16,8 +16,7 @@ use crate::{
 #[must_use]
 pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
     let (observed, record) = (&tapped.observed, &tapped.record);
-    let mine = local(record);
-    Flow {
+    let mut flow = Flow {
         host: observed.host.clone(),
         tap: observed.tap.name.clone(),
         domain: observed.domain,
@@ -43,8 +42,10 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         src_expected: src_expected(record, &observed.tap),
         community_id: community_id(record),
         post_nat: None,
-        attribution: book.attribute(observed.domain, mine, record.proto, record.first, agent),
-    }
+        attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
+    };
+    flow.attribution = book.attribute(&flow, agent);
+    flow
 }
 
 /// The VM's own address and port.

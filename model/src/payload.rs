@@ -1,6 +1,6 @@
 //! Payloads: what a guest's agent claims about the work it runs, and the host's stamp on that claim.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -81,20 +81,6 @@ pub enum Lease {
 /// How long a lease rests after its payload ended before another payload may get it: longer than any flow's idle
 /// timeout, so that late packets of the one are never taken for the other's.
 pub const LEASE_REST: Duration = Duration::from_secs(300);
-
-impl Lease {
-    /// Whether a flow with this address, port (ICMP: echo identifier) and IANA protocol number on the VM's side lies in
-    /// the lease.
-    #[must_use]
-    pub fn covers(&self, local: (IpAddr, u16), proto: u8) -> bool {
-        const ICMP_TCP_UDP: [u8; 3] = [1, 6, 17];
-        match (self, local.0) {
-            (Self::Ports(block), IpAddr::V4(_)) => ICMP_TCP_UDP.contains(&proto) && block.contains(local.1),
-            (Self::Address(address), IpAddr::V6(local)) => *address == local,
-            _ => false,
-        }
-    }
-}
 
 impl fmt::Display for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,24 +211,5 @@ impl Payload {
     #[must_use]
     pub fn held_leases_at(&self, time: Timestamp) -> bool {
         self.received <= time && self.end.is_none_or(|end| time <= end.received + LEASE_REST)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn leases_cover_by_arithmetic() {
-        let block = Lease::Ports(PortBlock { first: 20_480, last: 21_503 });
-        let v4 = "10.0.0.5".parse().unwrap();
-        assert!(block.covers((v4, 20_480), 6) && block.covers((v4, 21_503), 17) && block.covers((v4, 21_000), 1));
-        assert!(!block.covers((v4, 20_479), 6) && !block.covers((v4, 21_504), 6));
-        assert!(!block.covers((v4, 20_480), 47), "GRE has no ports");
-        assert!(!block.covers(("2001:db8::1".parse().unwrap(), 20_480), 6), "IPv6 is leased by address");
-        let own = Lease::Address("2001:db8::7".parse().unwrap());
-        assert!(own.covers(("2001:db8::7".parse().unwrap(), 1), 47));
-        assert!(!own.covers(("2001:db8::8".parse().unwrap(), 1), 6));
     }
 }

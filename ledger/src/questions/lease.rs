@@ -4,15 +4,9 @@
 //! A stored `lease` or `observed` label is kept as it is. A flow stored as `instance` is joined only if exactly one
 //! payload of its VM held the tuple; two are never chosen between.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
-use vestigo_model::{
-    Attribution, Direction, Flow, Initiator, Lease, Payload, PayloadUid, Quality, TimeRange, Timestamp,
-};
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+use vestigo_model::{Attribution, Flow, Payload, PayloadUid, Quality, TimeRange, Timestamp};
 
 /// The flow's attribution as it stands now, given the payloads of all VMs.
 #[must_use]
@@ -33,24 +27,8 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     }
 }
 
-/// Whether one of the payload's leases marks the flow's packets as its own.
 fn holds(payload: &Payload, flow: &Flow) -> bool {
-    payload.claim.leases.iter().any(|lease| match lease {
-        Lease::Address(address) => flow.local().0.to_canonical() == IpAddr::V6(*address),
-        Lease::Ports(block) => {
-            flow.local().0.to_canonical().is_ipv4() && sent_from_port(flow) && block.contains(flow.local().1)
-        }
-    })
-}
-
-/// A port block marks what leaves the VM. A packet *to* one of its ports says nothing about a payload until the VM has
-/// answered from that port, and a connection that another machine began never belongs to a payload behind source NAT.
-fn sent_from_port(flow: &Flow) -> bool {
-    match (flow.proto, flow.direction) {
-        (TCP | UDP | ICMP, Direction::Outgoing) => true,
-        (TCP | UDP, Direction::Incoming) => flow.initiator != Initiator::Seen && flow.resp_packets > 0,
-        _ => false,
-    }
+    payload.claim.leases.iter().any(|lease| flow.marked_by(lease))
 }
 
 /// Whether the payload ran when the flow began. Its record's arrival and the start that the guest claims both count: an
