@@ -1,1 +1,85 @@
-fn main() {}
+//! `guest-agent`: see the library.
+
+use std::{ffi::OsStr, path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use guest_agent::{
+    cli::{Cli, Command, Daemon},
+    client,
+    config::{self, Config},
+    daemon,
+    protocol::code,
+    sandbox,
+};
+use tracing::error;
+
+fn main() -> ExitCode {
+    let verb = std::env::args_os().nth(1);
+    // The agent's own re-execution, for which the command line parser would only cost time.
+    if verb.as_deref() == Some(OsStr::new(sandbox::STAGE)) {
+        return sandbox::stage::run().into();
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // A payload may well end with 2; a wrong call of `exec` must be told apart from that.
+            let wrong = if verb.as_deref() == Some(OsStr::new("exec")) { code::CALLER } else { 2 };
+            return if error.use_stderr() { wrong } else { 0 }.into();
+        }
+    };
+    match cli.command {
+        Command::Daemon(options) => run_daemon(&options),
+        Command::Exec(options) => client::exec(*options).into(),
+        Command::Status(options) => match client::status(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(refusal) => {
+                eprintln!("guest-agent: {refusal}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run_daemon(options: &Daemon) -> ExitCode {
+    let config = match read_config(options.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("guest-agent: {error:#}");
+            return 2.into();
+        }
+    };
+    if options.check_config {
+        println!("configuration is good");
+        return ExitCode::SUCCESS;
+    }
+    log();
+    match daemon::run(config).context("guest-agent daemon") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A missing file is an error only if somebody named it.
+fn read_config(path: Option<&Path>) -> anyhow::Result<Config> {
+    match path {
+        Some(path) => Ok(Config::read(path)?),
+        None if Path::new(config::PATH).exists() => Ok(Config::read(Path::new(config::PATH))?),
+        None => Ok(Config::default()),
+    }
+}
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VESTIGO_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+}

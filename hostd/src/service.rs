@@ -165,8 +165,10 @@ impl Service {
     async fn up(&mut self, inspection: Inspection, began: Option<Timestamp>) {
         let domain = inspection.instance.domain;
         let mut seen = inspection.instance;
-        if began.is_some() && self.vms.contains_key(&domain) {
-            // Its end was not told (events were dropped): the old interval ended some time before this start.
+        let known_start = self.vms.get(&domain).map(|vm| vm.instance.start);
+        if began.is_some_and(|began| known_start.is_some_and(|known| known < began)) {
+            // Its end was not told (events were dropped): the old interval ended some time before this start. A VM first
+            // seen *after* it began is the same run: libvirt tells of its devices before it tells of its start.
             self.down(domain, StopReason::Unobserved, seen.start).await;
         }
         let known = self.unconfirmed.remove(&domain).filter(|_| began.is_none());

@@ -184,6 +184,16 @@ impl Flow {
         }
     }
 
+    /// Packets that the VM itself sent. Without one, the address on the VM's side is only where others sent to: a group, a
+    /// broadcast, somebody's guess.
+    #[must_use]
+    pub const fn sent_by_vm(&self) -> u64 {
+        match self.direction {
+            Direction::Outgoing => self.orig_packets,
+            Direction::Incoming => self.resp_packets,
+        }
+    }
+
     /// Whether the lease marks this flow's packets as a payload's own: the arithmetic of attribution. Time is the caller's.
     ///
     /// A port block marks what *leaves* the VM. A packet to one of its ports says nothing about a payload until the VM has
@@ -198,7 +208,7 @@ impl Flow {
             (Lease::Address(own), IpAddr::V6(ip)) => *own == ip,
             (Lease::Ports(block), IpAddr::V4(_)) if block.contains(port) => match (self.proto, self.direction) {
                 (TCP | UDP | ICMP, Direction::Outgoing) => true,
-                (TCP | UDP, Direction::Incoming) => self.initiator != Initiator::Seen && self.resp_packets > 0,
+                (TCP | UDP, Direction::Incoming) => self.initiator != Initiator::Seen && self.sent_by_vm() > 0,
                 _ => false,
             },
             _ => false,

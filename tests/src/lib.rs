@@ -16,6 +16,7 @@
 
 pub mod bins;
 pub mod console;
+pub mod demo;
 pub mod guest;
 pub mod inside;
 pub mod net;

@@ -120,6 +120,10 @@ enum Belongs {
 }
 
 fn belongs(question: &IpsQuestion, flow: &Flow, view: &View, of_pilot: &[&Payload]) -> Belongs {
+    // An address is a VM's own when it sends from it; what is sent to a group or to a neighbour's guess is not.
+    if flow.sent_by_vm() == 0 {
+        return Belongs::No;
+    }
     if question.pilot.is_none() {
         return Belongs::Yes;
     }

@@ -1,0 +1,201 @@
+//! `guest-agent exec` and `status`: thin clients of the daemon. `exec` stays for as long as its payload, hands signals on,
+//! and takes the payload with it when it dies.
+
+use std::{
+    env, fs,
+    io::{self, Write},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream},
+    },
+    path::Path,
+};
+
+use nix::{
+    libc,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+use vestigo_model::{Exit, PilotId, Trust, User};
+
+use crate::{
+    cli::{Exec, StatusArgs},
+    protocol::{ExecRequest, Message, Refusal, Reply, Request, code},
+    wire::{Channel, WireError},
+};
+
+/// Signals that a pilot means for its payload.
+const FORWARDED: [Signal; 6] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT];
+
+/// Runs a payload. The result is the process's exit code; a refusal's sentence is on standard error by then.
+#[must_use]
+pub fn exec(options: Exec) -> u8 {
+    match try_exec(options) {
+        Ok(code) => code,
+        Err(Refusal { code, reason }) => {
+            eprintln!("guest-agent: {reason}");
+            code
+        }
+    }
+}
+
+fn try_exec(options: Exec) -> Result<u8, Refusal> {
+    let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
+    let mut status = options.json_status_fd.map(status_file).transpose()?;
+    let work = options.work.as_deref().map(open_work).transpose()?;
+    let mut daemon = connect(&options.socket)?;
+    let request = request(options)?;
+    send(&mut daemon, &request, work.as_ref())?;
+    loop {
+        forward_signals(&mut daemon, &signals)?;
+        let reply = match daemon.receive::<Reply>() {
+            Ok(reply) => reply,
+            Err(error) => return Err(lost(&error)),
+        };
+        if let Some(file) = &mut status {
+            write_status(file, &reply)?;
+        }
+        match reply {
+            Reply::Started { .. } | Reply::Status(_) => {}
+            Reply::Refused { code, reason } => return Err(Refusal { code, reason }),
+            Reply::Ended { exit, .. } => return Ok(exit_code(exit)),
+        }
+    }
+}
+
+fn lost(error: &WireError) -> Refusal {
+    Refusal::system(format!("the agent's daemon went away ({error}); what it ran is killed; see its log"))
+}
+
+fn watch_signals() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    FORWARDED.into_iter().for_each(|signal| mask.add(signal));
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// Opens the caller's own copy; the number stays the caller's.
+fn status_file(number: u32) -> Result<fs::File, Refusal> {
+    fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}")).map_err(|e| {
+        Refusal::caller(format!("--json-status-fd {number} cannot be written: {e}; open it before the call"))
+    })
+}
+
+fn write_status(file: &mut fs::File, reply: &Reply) -> Result<(), Refusal> {
+    let mut line = serde_json::to_vec(reply).unwrap_or_default();
+    line.push(b'\n');
+    file.write_all(&line).map_err(|e| Refusal::caller(format!("the status document cannot be written: {e}")))
+}
+
+/// With the caller's own rights; the daemon gets a descriptor and never looks the path up.
+fn open_work(path: &Path) -> Result<OwnedFd, Refusal> {
+    let flags = libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
+    file.map(Into::into)
+        .map_err(|e| Refusal::caller(format!("--work {}: {e}; give a folder of your own", path.display())))
+}
+
+fn connect(socket: &Path) -> Result<Channel, Refusal> {
+    let stream = UnixStream::connect(socket).map_err(|e| {
+        Refusal::system(format!(
+            "no agent answers at {} ({e}); start `guest-agent daemon` as root in this VM",
+            socket.display()
+        ))
+    })?;
+    Ok(Channel::new(stream))
+}
+
+fn request(options: Exec) -> Result<ExecRequest, Refusal> {
+    let text = |text: std::ffi::OsString| {
+        text.into_string()
+            .map_err(|bad| Refusal::caller(format!("{} is not UTF-8; the record could not hold it", bad.display())))
+    };
+    let pilot = match options.pilot_id {
+        Some(pilot) => Some(pilot),
+        None => env::var("VESTIGO_PILOT_ID")
+            .ok()
+            .map(PilotId::new)
+            .transpose()
+            .map_err(|e| Refusal::caller(format!("VESTIGO_PILOT_ID: {e}")))?,
+    };
+    let pair = |text: &String| {
+        let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| Refusal::caller(format!("--env {text}: write it as KEY=VALUE")))
+    };
+    Ok(ExecRequest {
+        payload: options.payload_id,
+        user: User { issuer: options.user_issuer, subject: options.user_subject },
+        vo: options.vo,
+        pilot,
+        trust: Trust::AssertedByVo,
+        command: options.command.into_iter().map(text).collect::<Result<_, _>>()?,
+        env: options.env.iter().map(pair).collect::<Result<_, _>>()?,
+        work: options.work.is_some(),
+    })
+}
+
+fn send(daemon: &mut Channel, request: &ExecRequest, work: Option<&OwnedFd>) -> Result<(), Refusal> {
+    let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
+    let mut fds: Vec<BorrowedFd<'_>> = vec![input.as_fd(), output.as_fd(), error.as_fd()];
+    fds.extend(work.map(AsFd::as_fd));
+    match daemon.send(&Request::Exec(Box::new(request.clone())), &fds) {
+        Ok(()) => Ok(()),
+        Err(WireError::TooLong) => {
+            Err(Refusal::caller("command and environment are longer than 256 KiB; put them into a file"))
+        }
+        Err(WireError::Io(error)) if error.raw_os_error() == Some(libc::EBADF) => {
+            Err(Refusal::caller("standard input, output or error is closed; redirect it to /dev/null"))
+        }
+        Err(error) => Err(lost(&error)),
+    }
+}
+
+/// Waits until the daemon has something to say, handing signals on meanwhile.
+fn forward_signals(daemon: &mut Channel, signals: &SignalFd) -> Result<(), Refusal> {
+    while !daemon.has_message() {
+        let wanted = PollFlags::POLLIN;
+        let mut fds = [PollFd::new(daemon.as_fd(), wanted), PollFd::new(signals.as_fd(), wanted)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        let ready = fds.first().and_then(PollFd::any).unwrap_or(false);
+        while let Ok(Some(info)) = signals.read_signal() {
+            let signal = i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM);
+            daemon.send(&Message::Signal { signal }, &[]).map_err(|e| lost(&e))?;
+        }
+        if ready {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The payload's own code, 128 + N for a signal.
+fn exit_code(exit: Exit) -> u8 {
+    match exit {
+        Exit::Code(status) => u8::try_from(status).unwrap_or(u8::MAX),
+        Exit::Signal(number) => u8::try_from(number).map_or(u8::MAX, |n| n.saturating_add(128)),
+        Exit::NotStarted | Exit::Lost => code::AGENT,
+    }
+}
+
+/// Asks the daemon how it is and prints the answer.
+///
+/// # Errors
+/// A sentence for the caller.
+pub fn status(options: &StatusArgs) -> Result<(), Refusal> {
+    let mut daemon = connect(&options.socket)?;
+    daemon.send(&Request::Status, &[]).map_err(|e| lost(&e))?;
+    let Reply::Status(status) = daemon.receive::<Reply>().map_err(|e| lost(&e))? else {
+        return Err(Refusal::system("the agent's daemon did not answer the question; is it of another version?"));
+    };
+    let text = if options.json {
+        serde_json::to_string(&status).map_err(|e| Refusal::system(e.to_string()))? + "\n"
+    } else {
+        status.to_string()
+    };
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! `/etc/vestigo/agent.toml`. Every key has a default; an unknown key or a bad value is refused with its line.
+
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::{lease::Blocks, link::Target};
+
+/// Where the configuration is unless the command line says otherwise.
+pub const PATH: &str = "/etc/vestigo/agent.toml";
+
+/// What to do while the hypervisor does not acknowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailMode {
+    /// Start nothing.
+    #[default]
+    Closed,
+    /// Start, and count the debt.
+    Open,
+}
+
+impl FailMode {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// An IPv4 network, `100.64.0.0/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Network {
+    /// First address.
+    pub base: Ipv4Addr,
+    /// Prefix length.
+    pub prefix: u8,
+}
+
+impl TryFrom<String> for Network {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not an IPv4 network; write it like 100.64.0.0/16");
+        let (base, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let base: Ipv4Addr = base.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+        if !(8..=29).contains(&prefix) || u32::from(base) << prefix != 0 {
+            return Err(format!("{text:?} is not usable; the prefix is 8 to 29 and no bit after it may be set"));
+        }
+        Ok(Self { base, prefix })
+    }
+}
+
+/// A range of ports, `20480-65535`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Ports {
+    /// Lowest.
+    pub first: u16,
+    /// Highest.
+    pub last: u16,
+}
+
+impl TryFrom<String> for Ports {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let bad = || format!("{text:?} is not a port range; write it like 20480-65535, from 2048 upwards");
+        let (first, last) = text.split_once('-').ok_or_else(bad)?;
+        let range =
+            Self { first: first.trim().parse().map_err(|_| bad())?, last: last.trim().parse().map_err(|_| bad())? };
+        // Below is kept for the VM's own connections.
+        if range.first < 2048 || range.last < range.first { Err(bad()) } else { Ok(range) }
+    }
+}
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `auto`, the path of a character device, or `unix:/path`.
+    pub link: Target,
+    /// What to do while nobody acknowledges.
+    pub fail_mode: FailMode,
+    /// Seconds to wait for an acknowledgement.
+    pub ack_timeout: f64,
+    /// Source ports that belong to payloads.
+    pub ports: Ports,
+    /// How many of them one payload gets.
+    pub block: u16,
+    /// Seconds that a used block rests.
+    pub rest: u32,
+    /// Addresses between the VM and its payloads.
+    pub inner_network: Network,
+    /// The interface that payloads leave by; found by itself when absent.
+    pub uplink: Option<String>,
+    /// Socket, spool, leases: gone after a reboot.
+    pub state_dir: PathBuf,
+    /// Home folders of payloads, on the VM's disk.
+    pub scratch_dir: PathBuf,
+    /// Uid of the payload of slot 0; the others follow.
+    pub uid_base: u32,
+    /// More folders of the VM that payloads see, read-only (`/cvmfs`).
+    pub expose: Vec<PathBuf>,
+    /// Most bytes of records that may wait for an acknowledgement before new payloads are refused.
+    pub spool_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            link: Target::Auto,
+            fail_mode: FailMode::Closed,
+            ack_timeout: 10.0,
+            ports: Ports { first: 20480, last: 65535 },
+            block: 1024,
+            rest: 300,
+            inner_network: Network { base: Ipv4Addr::new(100, 64, 0, 0), prefix: 16 },
+            uplink: None,
+            state_dir: "/run/vestigo".into(),
+            scratch_dir: "/var/lib/vestigo/scratch".into(),
+            uid_base: 200_000,
+            expose: Vec::new(),
+            spool_bytes: 8 << 20,
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file, or not for us.
+    #[error("cannot read {}: {source}; create it or name another with --config", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something in it is wrong.
+    #[error("{}, line {line}, key `{key}`: {message}", path.display())]
+    Bad {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+        /// Which key, as far as the line tells.
+        key: String,
+        /// What.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(&text).map_err(|(line, message)| ConfigError::Bad {
+            path: path.into(),
+            line,
+            key: key_of(&text, line),
+            message,
+        })
+    }
+
+    /// Reads and checks a text. The error is a line and what is wrong there.
+    fn parse(text: &str) -> Result<Self, (usize, String)> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            (text.get(..at).unwrap_or_default().matches('\n').count() + 1, error.message().replace('\n', " "))
+        })?;
+        config.check().map_err(|(key, message)| (line_of(text, key), message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let absolute = [("state_dir", &self.state_dir), ("scratch_dir", &self.scratch_dir)];
+        if let Some((key, path)) = absolute.into_iter().find(|(_, path)| !path.is_absolute()) {
+            return Err((key, format!("{} is not an absolute path", path.display())));
+        }
+        if let Some(path) = self.expose.iter().find(|p| !exposable(p)) {
+            return Err((
+                "expose",
+                format!(
+                    "{} cannot be shown to payloads; name a folder below / by its plain absolute path, not one that the sandbox makes itself",
+                    path.display()
+                ),
+            ));
+        }
+        if !(0.1..=3600.0).contains(&self.ack_timeout) {
+            return Err((
+                "ack_timeout",
+                format!("{} is not a number of seconds between 0.1 and 3600", self.ack_timeout),
+            ));
+        }
+        if !(65_536..=1 << 30).contains(&self.spool_bytes) {
+            return Err(("spool_bytes", format!("{} is not between 65536 and 1073741824", self.spool_bytes)));
+        }
+        if self.uid_base < 65_536 || self.uid_base > u32::MAX - 131_072 {
+            return Err(("uid_base", format!("{} collides with ordinary users; use 65536 or more", self.uid_base)));
+        }
+        let blocks = self.blocks().ok_or_else(|| {
+            (
+                "block",
+                format!("not one block of {} ports fits into {}-{}", self.block, self.ports.first, self.ports.last),
+            )
+        })?;
+        let room = 1u32 << (32 - self.inner_network.prefix);
+        if u32::from(blocks.count()) * 4 > room {
+            return Err((
+                "inner_network",
+                format!(
+                    "{} payloads need {} addresses, the network has {room}",
+                    blocks.count(),
+                    u32::from(blocks.count()) * 4
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The lease range, cut.
+    #[must_use]
+    pub fn blocks(&self) -> Option<Blocks> {
+        Blocks::new(self.ports.first, self.ports.last, self.block)
+    }
+
+    /// How long to wait for an acknowledgement.
+    #[must_use]
+    pub fn ack_patience(&self) -> Duration {
+        Duration::try_from_secs_f64(self.ack_timeout).unwrap_or(Duration::from_secs(10))
+    }
+}
+
+/// What the sandbox makes itself must not be covered by the VM's own, and `/run` and `/dev` hold the agent's means.
+fn exposable(path: &Path) -> bool {
+    const OWN: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "work", "var", "etc"];
+    let mut parts = path.components();
+    parts.next() == Some(std::path::Component::RootDir)
+        && path.components().skip(1).all(|p| matches!(p, std::path::Component::Normal(_)))
+        && parts.next().is_some_and(|first| !OWN.iter().any(|own| first.as_os_str() == *own))
+}
+
+fn key_of(text: &str, line: usize) -> String {
+    let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
+    line.split('=').next().unwrap_or_default().trim().chars().take(64).collect()
+}
+
+fn line_of(text: &str, key: &str) -> usize {
+    text.lines().position(|line| line.split('=').next().is_some_and(|k| k.trim() == key)).map_or(1, |i| i + 1)
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_str(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn empty_is_the_default() {
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        let cases = [
+            ("fail_mode = \"open\"\nfial = 1\n", 2, "fial"),
+            ("\nfail_mode = \"ajar\"\n", 2, "fail_mode"),
+            ("ports = \"5-1\"", 1, "ports"),
+            ("# x\nblock = 60000\n", 2, "block"),
+            ("inner_network = \"10.0.0.1/8\"", 1, "inner_network"),
+            ("inner_network = \"10.0.0.0/29\"", 1, "inner_network"),
+            ("ack_timeout = -1.0", 1, "ack_timeout"),
+            ("expose = [\"/run/x\"]", 1, "expose"),
+            ("link = \"tcp:1\"", 1, "link"),
+        ];
+        for (text, line, key) in cases {
+            let (at, message) = Config::parse(text).unwrap_err();
+            assert_eq!((at, key_of(text, at).as_str()), (line, key), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! `guest-agent daemon`: owns leases, networks and the link; gives every request a thread.
+
+mod payload;
+mod state;
+
+use std::{
+    fs, io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        socket::{UnixCredentials, getsockopt, sockopt},
+    },
+};
+use std::os::fd::AsFd;
+use tracing::{info, warn};
+use vestigo_model::{BootId, Exit, Label, link::Claim};
+
+use self::state::{Shared, State};
+use crate::{
+    config::Config,
+    link::{Link, RecordError, worker},
+    network::{NetworkError, Networks},
+    protocol::{REQUEST_PATIENCE, Refusal, Reply, Request},
+    sandbox::scratch,
+    wire::Channel,
+};
+
+/// Most connections at once; each costs a thread.
+const MAX_CONNECTIONS: usize = 512;
+/// How long payloads get to die when the daemon is told to end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// It needs root.
+    #[error("the daemon makes namespaces and interfaces and must run as root; start it from the VM's init as root")]
+    NotRoot,
+    /// Another one runs.
+    #[error("another daemon answers at {0}; stop it first")]
+    Running(String),
+    /// A step of the start failed.
+    #[error("{step}: {source}")]
+    Start {
+        /// Which.
+        step: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VM's side of the network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The end of an earlier payload could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+fn start(step: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::Start { step: step.into(), source }
+}
+
+/// Runs until it is told to end.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(DaemonError::NotRoot);
+    }
+    let signals = block_signals().map_err(|e| start("watch signals")(e.into()))?;
+    // A payload that eats all memory must not take the agent with it.
+    let _ = fs::write("/proc/self/oom_score_adj", "-800");
+    let listener = listen(&config)?;
+    let state = Arc::new(prepare(config)?);
+    info!(link = %state.config.link, fail_mode = state.config.fail_mode.as_str(), "guest-agent ready");
+    serve(&state, &listener, &signals);
+    farewell(&state);
+    Ok(())
+}
+
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        mask.add(signal);
+    }
+    mask.thread_block()?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}
+
+/// The socket is open to every uid; who calls is known from the kernel, and payloads cannot see it.
+fn listen(config: &Config) -> Result<UnixListener, DaemonError> {
+    fs::create_dir_all(&config.state_dir).map_err(start(format!("make {}", config.state_dir.display())))?;
+    chmod(&config.state_dir, 0o755)?;
+    let path = config.state_dir.join("agent.sock");
+    if UnixStream::connect(&path).is_ok() {
+        return Err(DaemonError::Running(path.display().to_string()));
+    }
+    let _ = fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(start(format!("listen on {}", path.display())))?;
+    listener.set_nonblocking(true).map_err(start("listen"))?;
+    chmod(&path, 0o666)?;
+    Ok(listener)
+}
+
+fn chmod(path: &Path, mode: u32) -> Result<(), DaemonError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(start(format!("set the mode of {}", path.display())))
+}
+
+/// Cleans up after an earlier life, tells the host about payloads that ended with it, and sets everything up.
+fn prepare(config: Config) -> Result<State, DaemonError> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(start("read the boot id"))?;
+    let boot: BootId = boot.trim().parse().map_err(|e| start("read the boot id")(io::Error::other(e)))?;
+    let agent = Label::new(concat!("guest-agent ", env!("CARGO_PKG_VERSION")))
+        .map_err(|e| start("name the agent")(io::Error::other(e)))?;
+    let networks = Networks::start(&config)?;
+    scratch::clear(&config.scratch_dir).map_err(start(format!("clear {}", config.scratch_dir.display())))?;
+    let root = config.state_dir.join("root");
+    fs::create_dir_all(&root).map_err(start("make the sandbox root"))?;
+    let spool = worker::spool_path(&config.state_dir);
+    let (link, orphans) = Link::start(config.link.clone(), &spool, boot, agent, config.spool_bytes)
+        .map_err(start(format!("open the spool {}", spool.display())))?;
+    for uid in orphans {
+        warn!(%uid, "a payload of an earlier life of the agent is recorded as lost");
+        link.record(Claim::PayloadEnd { uid, exit: Exit::Lost })?;
+    }
+    State::new(config, boot, networks, link).map_err(start("restore the leases"))
+}
+
+fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
+    let connections = Arc::new(AtomicUsize::new(0));
+    loop {
+        let mut fds =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        match signals.read_signal() {
+            // A signal without meaning yet must not end the payloads of a VM.
+            Ok(Some(info)) if i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32) => {
+                warn!("SIGHUP: the configuration is read at start only; restart the agent between payloads");
+            }
+            Ok(Some(_)) => return,
+            _ => {}
+        }
+        match listener.accept() {
+            Ok((stream, _)) => connection(state, stream, &connections),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                warn!(%error, "a connection could not be taken");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn connection(state: &Shared, stream: UnixStream, connections: &Arc<AtomicUsize>) {
+    let (state, counter) = (Arc::clone(state), Arc::clone(connections));
+    if counter.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+        counter.fetch_sub(1, Ordering::SeqCst);
+        let reason = Refusal::system(format!("the agent serves {MAX_CONNECTIONS} requests already; try again later"));
+        refuse(&mut Channel::new(stream), reason);
+        return;
+    }
+    let spawned = std::thread::Builder::new().name("request".into()).stack_size(512 * 1024).spawn(move || {
+        request(&state, stream);
+        counter.fetch_sub(1, Ordering::SeqCst);
+    });
+    if let Err(error) = spawned {
+        connections.fetch_sub(1, Ordering::SeqCst);
+        warn!(%error, "no thread for a request");
+    }
+}
+
+fn request(state: &Shared, stream: UnixStream) {
+    // A client that does not read must not hold a thread for ever.
+    let _ = stream.set_write_timeout(Some(REQUEST_PATIENCE));
+    let Ok(peer) = getsockopt(&stream, sockopt::PeerCredentials) else { return };
+    let mut client = Channel::new(stream);
+    match client.receive_within::<Request>(REQUEST_PATIENCE) {
+        Ok(Request::Exec(request)) => payload::run(state, &mut client, peer, *request),
+        Ok(Request::Status) => {
+            let status = state.status(peer.uid());
+            let _ = client.send(&Reply::Status(Box::new(status)), &[]);
+        }
+        Err(error) => refuse(&mut client, Refusal::caller(format!("the request is not understood: {error}"))),
+    }
+}
+
+fn refuse(client: &mut Channel, refusal: Refusal) {
+    let Refusal { code, reason } = refusal;
+    let _ = client.send(&Reply::Refused { code, reason }, &[]);
+}
+
+/// Who asked, for the log.
+fn peer_name(peer: UnixCredentials) -> String {
+    format!("uid {} pid {}", peer.uid(), peer.pid())
+}
+
+/// Kills what runs and gives the threads time to record the ends.
+fn farewell(state: &Shared) {
+    info!("ending; payloads are killed");
+    let until = Instant::now() + FAREWELL;
+    while state.kill_all() > 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = fs::remove_file(state.config.state_dir.join("agent.sock"));
+    let until = Instant::now() + Duration::from_secs(1);
+    while state.link.status().connected && state.link.status().spooled > 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,174 @@
+//! What the daemon's threads share. Each piece has one lock and no thread holds two.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+use vestigo_model::{BootId, PayloadUid};
+
+use crate::{
+    config::Config,
+    lease::{Blocks, Exhausted, Leases, Slot, Snapshot},
+    link::Link,
+    network::{Networks, Plan},
+    sandbox::Killer,
+    status::{LivePayload, Status},
+};
+
+/// The state, shared.
+pub type Shared = Arc<State>;
+
+/// The state.
+#[derive(Debug)]
+pub struct State {
+    /// As read at start.
+    pub config: Config,
+    /// To the hypervisor.
+    pub link: Link,
+    /// How the lease range is cut.
+    pub blocks: Blocks,
+    boot: BootId,
+    leases: Mutex<Leases>,
+    networks: Mutex<Networks>,
+    live: Mutex<BTreeMap<PayloadUid, (LivePayload, Option<Killer>)>>,
+}
+
+/// Leases as they are kept between two lives of the agent.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    boot: BootId,
+    leases: Snapshot,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Time since boot, suspend included: what leases rest by.
+fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+impl State {
+    /// Puts the pieces together and takes over the leases of an earlier agent of this boot.
+    ///
+    /// # Errors
+    /// The lease file is there and cannot be read.
+    pub fn new(config: Config, boot: BootId, networks: Networks, link: Link) -> io::Result<Self> {
+        let blocks = config.blocks().ok_or_else(|| io::Error::other("no port block"))?;
+        let mut leases = Leases::new(blocks, Duration::from_secs(config.rest.into()));
+        match fs::read(config.state_dir.join("leases.json")) {
+            Ok(bytes) => match serde_json::from_slice::<Kept>(&bytes) {
+                Ok(kept) if kept.boot == boot => leases.restore(&kept.leases, since_boot()),
+                Ok(_) => {}
+                Err(error) => warn!(%error, "the lease file is not understood and ignored"),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let (leases, networks, live) = (Mutex::new(leases), Mutex::new(networks), Mutex::default());
+        Ok(Self { config, link, blocks, boot, leases, networks, live })
+    }
+
+    fn keep(&self, leases: &Leases) -> io::Result<()> {
+        let kept = Kept { boot: self.boot, leases: leases.snapshot() };
+        let fresh: PathBuf = self.config.state_dir.join("leases.new");
+        fs::write(&fresh, serde_json::to_vec(&kept)?)?;
+        fs::rename(&fresh, self.config.state_dir.join("leases.json"))
+    }
+
+    /// Gives out a block; it is on disk as held before anybody uses it.
+    ///
+    /// # Errors
+    /// None is free, or the file cannot be written.
+    pub fn allocate(&self) -> Result<Slot, LeaseError> {
+        let mut leases = lock(&self.leases);
+        let slot = leases.allocate(since_boot())?;
+        if let Err(error) = self.keep(&leases) {
+            leases.release(slot, since_boot(), false);
+            return Err(error.into());
+        }
+        Ok(slot)
+    }
+
+    /// Takes it back.
+    pub fn release(&self, slot: Slot, used: bool) {
+        let mut leases = lock(&self.leases);
+        leases.release(slot, since_boot(), used);
+        if let Err(error) = self.keep(&leases) {
+            warn!(%error, "the lease file could not be written; a restart would let this block rest anew");
+        }
+    }
+
+    /// The VM's side of the payload networks.
+    pub fn networks(&self) -> MutexGuard<'_, Networks> {
+        lock(&self.networks)
+    }
+
+    /// What follows from a slot.
+    #[must_use]
+    pub fn plan(&self, slot: Slot) -> Plan {
+        Plan::new(self.config.inner_network.base, slot, self.blocks.ports(slot))
+    }
+
+    /// A request has got its lease.
+    pub fn enter(&self, payload: LivePayload) {
+        lock(&self.live).insert(payload.uid, (payload, None));
+    }
+
+    /// Its sandbox stands.
+    pub fn arm(&self, uid: PayloadUid, killer: Killer) {
+        if let Some(entry) = lock(&self.live).get_mut(&uid) {
+            entry.1 = Some(killer);
+        }
+    }
+
+    /// It is over.
+    pub fn leave(&self, uid: PayloadUid) {
+        lock(&self.live).remove(&uid);
+    }
+
+    /// Kills every payload; how many are still there.
+    pub fn kill_all(&self) -> usize {
+        let live = lock(&self.live);
+        live.values().filter_map(|(_, killer)| killer.as_ref()).for_each(Killer::kill);
+        live.len()
+    }
+
+    /// The answer for somebody of this uid: others' users are nobody's business but root's.
+    #[must_use]
+    pub fn status(&self, asker: u32) -> Status {
+        let leases = lock(&self.leases);
+        let (held, resting) = leases.counts(since_boot());
+        let all = leases.all();
+        drop(leases);
+        let live = lock(&self.live);
+        let payloads = live.values().map(|(p, _)| p).filter(|p| asker == 0 || p.caller_uid == asker).cloned().collect();
+        Status {
+            version: 1,
+            agent: env!("CARGO_PKG_VERSION").into(),
+            fail_mode: self.config.fail_mode.as_str().into(),
+            link: self.link.status(),
+            leases: (held, resting, all),
+            payloads,
+        }
+    }
+}
+
+/// No block for a payload.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// All are taken.
+    #[error("{0}; wait, run fewer payloads at once, or set a smaller `block` in the agent's configuration")]
+    Exhausted(#[from] Exhausted),
+    /// The lease file.
+    #[error("the lease file cannot be written: {0}; make room in the state folder")]
+    File(#[from] io::Error),
+}

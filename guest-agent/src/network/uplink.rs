@@ -1,0 +1,84 @@
+//! The way out of the VM: found for every payload anew, because addresses change while an agent runs.
+
+use std::{fs, io, net::Ipv4Addr};
+
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+
+/// An interface and the address that packets leave it with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub name: String,
+    /// Its first IPv4 address.
+    pub address: Ipv4Addr,
+}
+
+impl Uplink {
+    /// The named interface, else the one with the default route, else the first that is not loopback.
+    ///
+    /// # Errors
+    /// A sentence for the pilot.
+    pub fn find(wanted: Option<&str>) -> Result<Self, String> {
+        let all = addresses().map_err(|error| format!("the VM's addresses cannot be listed: {error}"))?;
+        let by_name = |name: &str| all.iter().find(|u| u.name == name).cloned();
+        if let Some(name) = wanted {
+            return by_name(name).ok_or_else(|| {
+                format!(
+                    "interface {name} has no IPv4 address; bring it up or correct `uplink` in the agent's configuration"
+                )
+            });
+        }
+        let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+        default_interface(&routes)
+            .and_then(by_name)
+            .or_else(|| all.first().cloned())
+            .ok_or_else(|| "the VM has no network interface with an IPv4 address; bring one up".to_owned())
+    }
+}
+
+fn addresses() -> io::Result<Vec<Uplink>> {
+    let usable = |a: &nix::ifaddrs::InterfaceAddress| {
+        !a.flags.contains(InterfaceFlags::IFF_LOOPBACK) && !a.interface_name.starts_with(super::PREFIX)
+    };
+    Ok(getifaddrs()?
+        .filter(usable)
+        .filter_map(|a| Some(Uplink { address: a.address?.as_sockaddr_in()?.ip(), name: a.interface_name }))
+        .collect())
+}
+
+/// Names of all interfaces.
+///
+/// # Errors
+/// As getifaddrs(3).
+pub fn interfaces() -> io::Result<Vec<String>> {
+    let mut names: Vec<String> = getifaddrs()?.map(|a| a.interface_name).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Interface of the default route with the lowest metric in the text of `/proc/net/route`.
+fn default_interface(routes: &str) -> Option<&str> {
+    let defaults = routes.lines().skip(1).filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_default = fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000");
+        let metric: u32 = fields.get(6)?.parse().ok()?;
+        is_default.then_some((metric, *fields.first()?))
+    });
+    defaults.min_by_key(|(metric, _)| *metric).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cheapest_default_route_wins() {
+        let text = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+            eth1\t00000000\t0100000A\t0003\t0\t0\t200\t00000000\t0\t0\t0\n\
+            eth0\t00000000\t0100000A\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+            eth2\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0\n";
+        assert_eq!(default_interface(text), Some("eth0"));
+        assert_eq!(default_interface(""), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! A payload's folders on the VM's disk, and their removal whatever the payload left in them.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, chown},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    dir::{Dir, Type},
+    fcntl::{AT_FDCWD, OFlag, openat, renameat},
+    sys::stat::Mode,
+    unistd::{UnlinkatFlags, unlinkat},
+};
+
+/// The folders of one payload; removed when dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    /// Makes `home`, `tmp` and `vartmp` for this uid below `base`, which only root can enter.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn create(base: &Path, name: &str, owner: u32) -> io::Result<Self> {
+        let scratch = Self { path: base.join(name) };
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700).create(&scratch.path)?;
+        for part in ["work", "tmp", "vartmp"] {
+            let part = scratch.path.join(part);
+            builder.create(&part)?;
+            chown(&part, Some(owner), Some(owner))?;
+        }
+        Ok(scratch)
+    }
+
+    /// Where.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a payload's folder could not be removed");
+        }
+    }
+}
+
+/// Makes the base folder and removes what an earlier agent left in it.
+///
+/// # Errors
+/// As the file system says.
+pub fn clear(base: &Path) -> io::Result<()> {
+    fs::create_dir_all(base)?;
+    fs::set_permissions(base, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    for entry in fs::read_dir(base)? {
+        remove(&entry?.path())?;
+    }
+    Ok(())
+}
+
+/// Removes a tree without recursion and without following links: a payload may leave folders nested so deeply that a
+/// recursive removal runs out of stack or descriptors. Every sub-folder is first moved up beside its parent.
+///
+/// # Errors
+/// As the file system says.
+pub fn remove(top: &Path) -> io::Result<()> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let mut root = Dir::openat(AT_FDCWD, top, flags, Mode::empty())?;
+    let mut count = 0u64;
+    loop {
+        let mut left = Vec::new();
+        for entry in root.iter().collect::<Vec<_>>() {
+            let name = entry?.file_name().to_owned();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                left.push(name);
+            }
+        }
+        if left.is_empty() {
+            return fs::remove_dir(top);
+        }
+        for name in left {
+            match openat(&root, name.as_c_str(), flags, Mode::empty()) {
+                Ok(folder) => {
+                    empty(&root, Dir::from_fd(folder)?, &mut count)?;
+                    unlinkat(&root, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+                }
+                Err(_) => unlinkat(&root, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?,
+            }
+        }
+        root = Dir::openat(AT_FDCWD, top, flags, Mode::empty())?;
+    }
+}
+
+fn empty(root: &Dir, mut folder: Dir, count: &mut u64) -> io::Result<()> {
+    let entries: Vec<_> = folder.iter().collect();
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        if entry.file_type() != Some(Type::Directory) && unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).is_ok() {
+            continue;
+        }
+        // A folder, or of unknown kind; the number must not be one that stands there already.
+        loop {
+            *count += 1;
+            let fresh = format!(".gone-{count}");
+            match renameat(&folder, name, root, fresh.as_str()) {
+                Ok(()) => break,
+                Err(nix::errno::Errno::EEXIST | nix::errno::Errno::ENOTEMPTY | nix::errno::Errno::ENOTDIR)
+                    if *count < u64::MAX => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn removes_what_a_payload_can_leave_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = folder.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("keep"), "").unwrap();
+        let scratch = Scratch::create(folder.path(), "one", 0).unwrap();
+        std::os::unix::fs::symlink(&outside, scratch.path().join("work/link")).unwrap();
+        fs::create_dir(scratch.path().join("work/.gone-1")).unwrap();
+        fs::write(scratch.path().join("tmp/file"), "x").unwrap();
+        // Deeper than a path can be long and than a recursion can go.
+        let mut at = openat(AT_FDCWD, &scratch.path().join("work"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..2500 {
+            nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
+            at = openat(&at, "d", OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        }
+        let path = scratch.path().to_owned();
+        drop(scratch);
+        assert!(!path.exists());
+        assert!(outside.join("keep").exists());
+    }
+}

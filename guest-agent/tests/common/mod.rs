@@ -1,0 +1,302 @@
+//! A VM in miniature: a network namespace with one interface, a peer in another, and a stand-in for hostd behind a Unix
+//! socket. Everything ends with the test's thread: children have a parent-death signal, namespaces have no names.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::Ipv4Addr,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use guest_agent::network::netlink::Netlink;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
+use vestigo_model::{
+    Clock, Digest, Label, PayloadClaim, PortBlock, SystemClock,
+    link::{Claim, GuestFrame, HostFrame, LineReader, PROTOCOL, Record, decode, encode},
+};
+
+pub const VM: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+pub const PEER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+
+/// A namespace on the other end of the VM's cable.
+pub struct Peer(OwnedFd);
+
+impl Peer {
+    /// Runs something inside; sockets made there stay there.
+    pub fn inside<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        inside(self.0.as_fd().try_clone_to_owned().unwrap(), f)
+    }
+}
+
+/// Runs something in a network namespace.
+pub fn inside<T: Send + 'static>(namespace: OwnedFd, f: impl FnOnce() -> T + Send + 'static) -> T {
+    std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        f()
+    })
+    .join()
+    .unwrap()
+}
+
+/// Puts the calling thread into its own network and mount namespaces, cabled to a peer.
+pub fn network() -> Peer {
+    assert!(nix::unistd::geteuid().is_root(), "these tests make namespaces: run them as root");
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    let peer: OwnedFd = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        File::open("/proc/thread-self/ns/net").unwrap().into()
+    })
+    .join()
+    .unwrap();
+    let mut here = Netlink::open().unwrap();
+    here.veth("eth0", "eth0", peer.as_fd(), 1500).unwrap();
+    raise(&mut here, VM);
+    let peer = Peer(peer);
+    peer.inside(|| raise(&mut Netlink::open().unwrap(), PEER));
+    wait_for("the cable", || here.link("eth0").unwrap().running);
+    peer.inside(|| wait_for("the cable", || Netlink::open().unwrap().link("eth0").unwrap().running));
+    peer
+}
+
+fn raise(netlink: &mut Netlink, address: Ipv4Addr) {
+    netlink.up(1).unwrap();
+    let index = netlink.link("eth0").unwrap().index;
+    netlink.address(index, address, 24).unwrap();
+    netlink.up(index).unwrap();
+}
+
+/// What the stand-in holds.
+#[derive(Default)]
+pub struct Book {
+    pub records: Vec<Record>,
+    pub head: Option<Digest>,
+    pub heartbeat_debt: u32,
+    pub hellos: usize,
+}
+
+/// A stand-in for hostd: durable in memory.
+pub struct Host {
+    pub book: Arc<Mutex<Book>>,
+    pub path: PathBuf,
+    /// Takes records and says nothing.
+    pub mute: Arc<AtomicBool>,
+    /// Refuses every start, for this reason.
+    pub refuse: Arc<Mutex<Option<&'static str>>>,
+    open: Arc<Mutex<Option<UnixStream>>>,
+}
+
+impl Host {
+    pub fn start(path: &Path) -> Self {
+        let host = Self {
+            book: Arc::default(),
+            path: path.into(),
+            mute: Arc::default(),
+            refuse: Arc::default(),
+            open: Arc::default(),
+        };
+        let listener = UnixListener::bind(path).unwrap();
+        let (book, mute, open, refuse) =
+            (Arc::clone(&host.book), Arc::clone(&host.mute), Arc::clone(&host.open), Arc::clone(&host.refuse));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                *open.lock().unwrap() = Some(stream.try_clone().unwrap());
+                converse(stream, &book, &mute, &refuse);
+            }
+        });
+        host
+    }
+
+    /// As when hostd dies; it takes the next connection.
+    pub fn hang_up(&self) {
+        if let Some(stream) = self.open.lock().unwrap().take() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub fn starts(&self) -> Vec<PayloadClaim> {
+        let claims = |r: &Record| match &r.claim {
+            Claim::PayloadStart(start) => Some(start.clone()),
+            _ => None,
+        };
+        self.book.lock().unwrap().records.iter().filter_map(claims).collect()
+    }
+
+    pub fn ends(&self) -> Vec<vestigo_model::Exit> {
+        let exits = |r: &Record| match r.claim {
+            Claim::PayloadEnd { exit, .. } => Some(exit),
+            _ => None,
+        };
+        self.book.lock().unwrap().records.iter().filter_map(exits).collect()
+    }
+}
+
+fn converse(mut stream: UnixStream, book: &Mutex<Book>, mute: &AtomicBool, refuse: &Mutex<Option<&'static str>>) {
+    let mut reader = LineReader::new();
+    let mut buffer = [0; 4096];
+    while let Ok(count) = stream.read(&mut buffer) {
+        if count == 0 {
+            return;
+        }
+        for line in reader.push(&buffer[..count]) {
+            let line = line.unwrap();
+            let answer = answer(&line, &mut book.lock().unwrap(), *refuse.lock().unwrap());
+            if let Some(answer) = answer.filter(|_| !mute.load(Ordering::SeqCst)) {
+                let _ = stream.write_all(&encode(&answer).unwrap());
+            }
+        }
+    }
+}
+
+fn answer(line: &[u8], book: &mut Book, refuse: Option<&'static str>) -> Option<HostFrame> {
+    match decode(line).unwrap() {
+        GuestFrame::Hello(_) => {
+            book.hellos += 1;
+            let (acked, head) = (book.records.len() as u64, book.head.unwrap_or(Digest::ZERO));
+            Some(HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: SystemClock.now() })
+        }
+        GuestFrame::Record(record) => {
+            let seq = record.seq;
+            if seq == book.records.len() as u64 + 1 {
+                assert_eq!(record.prev, book.head.unwrap_or(Digest::ZERO));
+                book.head = Some(Digest::of(line));
+                book.records.push(record.clone());
+            } else {
+                assert!(seq <= book.records.len() as u64, "gap");
+            }
+            match (refuse, record.claim) {
+                (Some(reason), Claim::PayloadStart(_)) => {
+                    Some(HostFrame::Refuse { seq, reason: Label::new(reason).unwrap() })
+                }
+                _ => Some(HostFrame::Ack { seq: book.records.len() as u64 }),
+            }
+        }
+        GuestFrame::Heartbeat(beat) => {
+            book.heartbeat_debt = beat.debt;
+            None
+        }
+        GuestFrame::Unknown => None,
+    }
+}
+
+/// A VM with an agent.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub daemon: Child,
+    pub peer: Peer,
+}
+
+impl World {
+    /// `config` is added to the test's own keys.
+    pub fn start(config: &str) -> Self {
+        let peer = network();
+        let folder = tempfile::tempdir().unwrap();
+        // The pilot is an ordinary user.
+        fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let text = format!(
+            "link = \"unix:{}\"\nstate_dir = \"{}\"\nscratch_dir = \"{}\"\n{config}\n",
+            at("host.sock"),
+            at("run"),
+            at("scratch")
+        );
+        fs::write(folder.path().join("agent.toml"), text).unwrap();
+        let daemon = spawn_daemon(folder.path());
+        Self { folder, daemon, peer }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn host(&self) -> Host {
+        Host::start(&self.path("host.sock"))
+    }
+
+    /// A payload of this user, about to be started.
+    pub fn exec(&self, user: &str, command: &[&str]) -> Command {
+        self.exec_with(user, &[], command)
+    }
+
+    pub fn exec_with(&self, user: &str, options: &[&str], command: &[&str]) -> Command {
+        let mut exec = agent();
+        exec.arg("exec").args(["--payload-id", "job-1", "--user-issuer", "https://iam.example", "--vo", "atlas"]);
+        exec.args(["--user-subject", user, "--socket"]).arg(self.path("run/agent.sock"));
+        exec.args(options).arg("--").args(command);
+        exec
+    }
+
+    pub fn status(&self) -> guest_agent::status::Status {
+        let output = agent().args(["status", "--json", "--socket"]).arg(self.path("run/agent.sock")).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
+    }
+
+    pub fn restart(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        self.daemon = spawn_daemon(self.folder.path());
+    }
+
+    pub fn wait_connected(&self) {
+        wait_for("the link", || self.status().link.connected);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.daemon.id().cast_signed()),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let _ = self.daemon.wait();
+    }
+}
+
+fn spawn_daemon(folder: &Path) -> Child {
+    let _ = fs::remove_file(folder.join("run/agent.sock"));
+    let mut daemon = agent();
+    daemon.arg("daemon").arg("--config").arg(folder.join("agent.toml"));
+    let child = daemon.stdin(Stdio::null()).spawn().unwrap();
+    wait_for("the agent", || UnixStream::connect(folder.join("run/agent.sock")).is_ok());
+    child
+}
+
+/// The built program, dying with the test's thread.
+pub fn agent() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_guest-agent")]);
+    command
+}
+
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[track_caller]
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn ports(claim: &PayloadClaim) -> PortBlock {
+    match claim.leases[0] {
+        vestigo_model::Lease::Ports(block) => block,
+        vestigo_model::Lease::Address(_) => panic!("no ports"),
+    }
+}
