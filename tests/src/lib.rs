@@ -27,4 +27,5 @@ pub mod require;
 pub mod s3;
 pub mod site;
 pub mod stack;
+pub mod truth;
 pub mod vm;

@@ -125,11 +125,6 @@ fn boot<'a>(site: &'a Site, image: &GuestImage, bridge: &Bridge, tenant: &Tenant
     site.boot(&spec)
 }
 
-/// The time in RFC 3339 with nanoseconds, as an abuse report would give it.
-pub(crate) fn rfc3339(nanos: u64) -> Result<String> {
-    Ok(vestigo_model::Timestamp::from_nanos(i64::try_from(nanos)?).to_string())
-}
-
 pub(crate) fn same_bytes(a: &Path, b: &Path) -> Result<bool> {
     Ok(std::fs::read(a)? == std::fs::read(b)?)
 }

@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{PORT, TENANTS, Tenant, VICTIM, rfc3339, story::Story};
+use super::{PORT, TENANTS, Tenant, VICTIM, story::Story};
 use crate::{
     net::{PeerListener, Seen},
     pilot::{self, ISSUER, Work},
     process,
     stack::Stack,
+    truth::rfc3339,
     vm::Vm,
 };
 
