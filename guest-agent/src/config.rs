@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use vestigo_model::settings::{self, Mistake};
 
 use crate::{lease::Blocks, link::Target};
 
@@ -177,11 +178,8 @@ impl Config {
 
     /// Reads and checks a text. The error is a line and what is wrong there.
     fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            (text.get(..at).unwrap_or_default().matches('\n').count() + 1, error.message().replace('\n', " "))
-        })?;
-        config.check().map_err(|(key, message)| (line_of(text, key), message))?;
+        let config: Self = settings::parse(text).map_err(|Mistake { line, message }| (line, message))?;
+        config.check().map_err(|(key, message)| (settings::line_of(text, key), message))?;
         Ok(config)
     }
 
@@ -256,10 +254,6 @@ fn exposable(path: &Path) -> bool {
 fn key_of(text: &str, line: usize) -> String {
     let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
     line.split('=').next().unwrap_or_default().trim().chars().take(64).collect()
-}
-
-fn line_of(text: &str, key: &str) -> usize {
-    text.lines().position(|line| line.split('=').next().is_some_and(|k| k.trim() == key)).map_or(1, |i| i + 1)
 }
 
 impl<'de> Deserialize<'de> for Target {

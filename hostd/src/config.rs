@@ -6,7 +6,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use vestigo_model::HostId;
+use vestigo_model::{
+    HostId,
+    settings::{self, Mistake},
+};
 
 use crate::meter::MeterOptions;
 
@@ -25,14 +28,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// It is not what it should be.
-    #[error("{}, line {line}: {message}; correct that line", path.display())]
+    #[error("{}, {mistake}; correct that line", path.display())]
     Parse {
         /// Which.
         path: PathBuf,
-        /// First line is 1.
-        line: usize,
-        /// What is wrong.
-        message: String,
+        /// What is wrong, and where.
+        mistake: Mistake,
     },
     /// A value is out of its range.
     #[error("{}: {key} {message}", path.display())]
@@ -47,7 +48,7 @@ pub enum ConfigError {
 }
 
 /// The whole file.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// This hypervisor's name in every record. One path component; never change it later.
@@ -79,7 +80,7 @@ pub struct Config {
 }
 
 /// `[libvirt]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Libvirt {
     /// Connection URI.
@@ -97,7 +98,7 @@ impl Default for Libvirt {
 }
 
 /// `[meter]`: seconds, and a number of flows.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Meter {
     /// Age at which a flow that goes on gets its first record.
@@ -145,7 +146,7 @@ impl Meter {
 }
 
 /// `[record]`: seconds and bytes.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Record {
     /// Age at which a segment is sealed.
@@ -165,7 +166,7 @@ impl Default for Record {
 }
 
 /// `[pins]`
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pins {
     /// One folder per file system that holds disks of VMs.
@@ -208,11 +209,8 @@ impl Config {
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            line: error.span().map_or(1, |span| line_of(text, span.start)),
-            message: error.message().lines().collect::<Vec<_>>().join(" "),
-        })?;
+        let config: Self =
+            settings::parse(text).map_err(|mistake| ConfigError::Parse { path: path.to_owned(), mistake })?;
         config.check(path)?;
         Ok(config)
     }
@@ -242,10 +240,6 @@ impl Config {
         }
         Ok(())
     }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 #[cfg(test)]

@@ -8,19 +8,19 @@ use std::{
 
 use sd_notify::NotifyState;
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
 };
 use vestigo_ledger::{Recovered, WriterOptions};
 use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock};
 
 use crate::{
     config::{Config, ConfigError},
-    domain::{DomainError, Hypervisor, Options, Site, VoMap, VosError},
+    domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
-    recorder::{Recorder, RecorderError},
+    recorder::{Recorder, RecorderError, chain},
     service::{Service, ServiceOptions},
     vm::lost,
 };
@@ -43,12 +43,12 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// The table of VOs is wrong.
-    #[error("{}", path.display())]
+    #[error("{}: {why}", path.display())]
     Vos {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: VosError,
+        why: VosError,
     },
     /// A folder cannot be made.
     #[error("cannot make the folder {}; hostd runs as root", path.display())]
@@ -88,7 +88,7 @@ pub fn check(path: &Path) -> Result<(Config, VoMap), DaemonError> {
     let config = Config::load(path)?;
     let path = config.vos.clone();
     let text = fs::read_to_string(&path).map_err(|source| DaemonError::VosRead { path: path.clone(), source })?;
-    let vos = VoMap::parse(&text).map_err(|source| DaemonError::Vos { path, source })?;
+    let vos = VoMap::parse(&text).map_err(|why| DaemonError::Vos { path, why })?;
     Ok((config, vos))
 }
 
@@ -98,10 +98,14 @@ pub fn check(path: &Path) -> Result<(Config, VoMap), DaemonError> {
 /// [`DaemonError`].
 pub fn run(path: &Path) -> Result<(), DaemonError> {
     let (config, vos) = check(path)?;
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config, vos))
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(serve(path, config, vos))
 }
 
-async fn serve(config: Config, vos: VoMap) -> Result<(), DaemonError> {
+async fn serve(path: &Path, config: Config, vos: VoMap) -> Result<(), DaemonError> {
     for folder in [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders) {
         fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.clone(), source })?;
     }
@@ -119,8 +123,10 @@ async fn serve(config: Config, vos: VoMap) -> Result<(), DaemonError> {
     let keeper = PinKeeper::open(pins, Box::new(FromLedger(config.ledger.clone())))?;
     let hypervisor = Hypervisor::connect(&config.libvirt.uri, &Options::default())?;
     let (events, machine_events) = mpsc::channel(QUEUE);
+    let (new_vos, vos) = watch::channel(vos);
     let options = MachineOptions {
-        site: Site { host: config.host.clone(), vos },
+        host: config.host.clone(),
+        vos,
         channels: config.channels.clone(),
         plug_channel: config.libvirt.plug_channel,
         resync: Duration::from_secs(config.libvirt.resync),
@@ -140,11 +146,13 @@ async fn serve(config: Config, vos: VoMap) -> Result<(), DaemonError> {
         let _ = stop.send(());
         result
     });
+    let reloader = tokio::spawn(reload(path.to_owned(), config.clone(), new_vos, signal(SignalKind::hangup())?));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(host = %config.host, "hostd runs");
     service.run(inputs, stopped).await;
     watcher.abort();
+    reloader.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     // The ledger's last write; a panic there has been reported by the thread itself.
     let _ = tokio::task::spawn_blocking(move || ledger.join()).await;
@@ -172,6 +180,23 @@ async fn started(config: &Config, recorder: &Recorder, recovered: &Recovered) ->
         detail: detail.into_iter().collect(),
     };
     Ok(recorder.record(Fact::Event(event)).await?)
+}
+
+/// On SIGHUP: a new table of VOs takes effect for every running VM, or the old one stays whole. What else has changed
+/// needs a restart, and is said to.
+async fn reload(path: PathBuf, running: Config, vos: watch::Sender<VoMap>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        match check(&path) {
+            Ok((config, map)) => {
+                if config != running {
+                    tracing::warn!(path = %path.display(), "the file has changed; that takes effect when hostd is restarted");
+                }
+                vos.send_replace(map);
+                tracing::info!(path = %running.vos.display(), "the table of VOs was read again");
+            }
+            Err(error) => tracing::error!(error = chain(&error), "nothing was reloaded; hostd goes on as before"),
+        }
+    }
 }
 
 async fn asked_to_stop() -> io::Result<()> {

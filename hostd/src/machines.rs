@@ -9,11 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot};
-use vestigo_model::{Clock, DomainUuid, ItemId, StopReason, SystemClock, Timestamp};
+use tokio::sync::{mpsc, oneshot, watch};
+use vestigo_model::{Clock, DomainUuid, HostId, ItemId, StopReason, SystemClock, Timestamp};
 
 use crate::{
-    domain::{Change, DomainError, Hypervisor, Inspection, Site},
+    domain::{Change, DomainError, Hypervisor, Inspection, Site, VoMap},
     pin::{Outcome, PinKeeper},
     recorder::chain,
 };
@@ -45,8 +45,10 @@ pub enum MachineEvent {
 
 /// What the thread needs to know.
 pub struct MachineOptions {
-    /// This host and its table of VOs.
-    pub site: Site,
+    /// This host.
+    pub host: HostId,
+    /// The table of VOs; a new one takes effect at once for every running VM.
+    pub vos: watch::Receiver<VoMap>,
     /// Folder of the channels' sockets.
     pub channels: PathBuf,
     /// Whether to plug channels in.
@@ -67,7 +69,8 @@ pub fn follow(
 ) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Handle::current();
     let (resynced, unacknowledged) = (Instant::now(), Vec::new());
-    let machines = Machines { hypervisor, keeper, options, events, unacknowledged, resynced, connected: true };
+    let site = Site { host: options.host.clone(), vos: options.vos.borrow().clone() };
+    let machines = Machines { hypervisor, keeper, site, options, events, unacknowledged, resynced, connected: true };
     std::thread::Builder::new().name("machines".into()).spawn(move || machines.run(changes, found, &runtime))
 }
 
@@ -77,6 +80,7 @@ struct Stopped;
 struct Machines {
     hypervisor: Hypervisor,
     keeper: PinKeeper,
+    site: Site,
     options: MachineOptions,
     events: mpsc::Sender<MachineEvent>,
     /// Quarantine's answers that are on their way into the ledger.
@@ -104,7 +108,8 @@ impl Machines {
     }
 
     fn idle(&mut self) -> Result<(), Stopped> {
-        if self.connected && self.resynced.elapsed() >= self.options.resync {
+        let due = self.resynced.elapsed() >= self.options.resync || self.options.vos.has_changed().unwrap_or(false);
+        if self.connected && due {
             self.resync()?;
         }
         let now = SystemClock.now();
@@ -165,6 +170,7 @@ impl Machines {
 
     fn resync(&mut self) -> Result<(), Stopped> {
         self.resynced = Instant::now();
+        self.site.vos.clone_from(&self.options.vos.borrow_and_update());
         let running = match self.hypervisor.list_running() {
             Ok(running) => running,
             Err(error) => {
@@ -179,7 +185,7 @@ impl Machines {
     }
 
     fn up(&mut self, domain: DomainUuid, began: Option<Timestamp>) -> Result<(), Stopped> {
-        let mut inspection = match self.hypervisor.inspect(domain, &self.options.site) {
+        let mut inspection = match self.hypervisor.inspect(domain, &self.site) {
             Ok(inspection) if inspection.running => inspection,
             Ok(_) => return Ok(()),
             Err(error) if began.is_some() => {

@@ -33,6 +33,9 @@ use crate::{
 /// Events and records waiting for the service.
 const QUEUE: usize = 16_384;
 
+/// How often systemd's watchdog is told that this very task is alive.
+const WATCHDOG: Duration = Duration::from_secs(10);
+
 /// What the service needs to know.
 #[derive(Debug, Clone)]
 pub struct ServiceOptions {
@@ -89,10 +92,15 @@ impl Service {
     pub async fn run(mut self, mut inputs: Inputs, mut stop: oneshot::Receiver<()>) {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut alive = tokio::time::interval(WATCHDOG);
         loop {
             tokio::select! {
                 biased;
                 _ = &mut stop => break,
+                _ = alive.tick() => {
+                    // Without systemd there is nobody to tell.
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
                 Some(event) = inputs.links.recv() => self.link(event).await,
                 event = inputs.machines.recv() => match event {
                     Some(event) => self.machine(event).await,

@@ -17,6 +17,7 @@ mod id;
 mod instance;
 pub mod link;
 mod payload;
+pub mod settings;
 mod time;
 
 pub use coverage::{Coverage, CoverageState};

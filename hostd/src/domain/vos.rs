@@ -12,14 +12,17 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
-use vestigo_model::{Project, Vo};
+use vestigo_model::{
+    Project, Vo,
+    settings::{self, Mistake},
+};
 
 /// Why the file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum VosError {
     /// Not TOML, an unknown key, or a value that is no VO name.
-    #[error("{0}")]
-    Syntax(#[from] toml::de::Error),
+    #[error("{0}; correct that line")]
+    Syntax(Mistake),
     /// Two entries have the same name.
     #[error("VO {0:?} is listed twice; merge its two [[vo]] entries into one")]
     Twice(String),
@@ -82,7 +85,7 @@ pub struct VoMap {
 impl VoMap {
     /// Reads the text of a `vos.toml`.
     pub fn parse(text: &str) -> Result<Self, VosError> {
-        let file: File = toml::from_str(text)?;
+        let file: File = settings::parse(text).map_err(VosError::Syntax)?;
         let mut names = Vec::new();
         let mut map = Self::default();
         for entry in file.vo {

@@ -7,7 +7,7 @@ use vestigo_ledger::{
     Ledger,
     questions::who::{Candidate, WhoAnswer, WhoQuestion},
 };
-use vestigo_model::TimeRange;
+use vestigo_model::{Quality, TimeRange};
 
 use super::{Output, exit, json};
 use crate::{
@@ -107,8 +107,12 @@ fn candidate_text(candidate: &Candidate, style: Style) -> String {
 
 fn link(candidate: &Candidate, style: Style) -> String {
     let link = &candidate.attribution;
-    let reason = if link.reason.is_empty() { String::new() } else { format!(": {}", safe(&link.reason)) };
-    let mut text = format!("  {} {}{reason}\n", style.heading("LINK"), link.quality);
+    let reason = match (link.reason.as_str(), link.quality) {
+        ("", Quality::Lease) => "the flow's own address and port lie in the payload's lease".to_owned(),
+        ("", _) => String::new(),
+        (reason, _) => safe(reason),
+    };
+    let mut text = format!("  {} {}: {reason}\n", style.heading("ATTRIBUTION"), link.quality);
     for note in &candidate.notes {
         let _ = writeln!(text, "  {} {}", style.warning("NOTE"), safe(note));
     }

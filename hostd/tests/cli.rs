@@ -1,0 +1,87 @@
+//! The built binary's answers to bad input: one sentence each, and a stable exit code.
+
+#![allow(clippy::unwrap_used)] // a failed step fails the test
+
+use std::{fs, path::Path, process::Command};
+
+/// Writes a configuration and runs `hostd daemon` on it.
+fn hostd(folder: &Path, hostd_toml: &str, vos_toml: Option<&str>, arguments: &[&str]) -> (i32, String) {
+    let config = folder.join("hostd.toml");
+    fs::write(&config, hostd_toml).unwrap();
+    if let Some(text) = vos_toml {
+        fs::write(folder.join("vos.toml"), text).unwrap();
+    }
+    let done = Command::new(env!("CARGO_BIN_EXE_hostd"))
+        .args(["daemon", "--config"])
+        .arg(&config)
+        .args(arguments)
+        .env("NO_COLOR", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(done.stdout).unwrap() + &String::from_utf8(done.stderr).unwrap();
+    (done.status.code().unwrap(), said)
+}
+
+/// A whole configuration below the folder, with `more` at its end.
+fn whole(folder: &Path, more: &str) -> String {
+    let at = |name: &str| folder.join(name).display().to_string();
+    format!(
+        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n",
+        at("ledger"),
+        at("spool"),
+        at("channels"),
+        at("vos.toml"),
+        at("pins"),
+    )
+}
+
+#[test]
+fn a_good_configuration_is_said_to_be_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, said) = hostd(folder.path(), &whole(folder.path(), ""), Some(""), &["--check-config"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("in order"), "{said}");
+    assert!(!folder.path().join("ledger").exists(), "checking makes nothing");
+}
+
+#[test]
+fn mistakes_in_files_end_with_2_and_name_the_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let cases = [
+        (whole(path, "[meter]\nactve = 5"), Some(""), vec!["hostd.toml, line 7", "unknown field `actve`"]),
+        (whole(path, "[record]\ncoverage = \"often\""), Some(""), vec!["line 7", "invalid type"]),
+        ("host = \"hv1".to_owned(), Some(""), vec!["hostd.toml, line 1"]),
+        (whole(path, ""), Some("[[vo]]\nname = \"atlas\"\nproject = [\"x\"]\n"), vec!["vos.toml", "project"]),
+    ];
+    for (config, vos, needles) in cases {
+        let (code, said) = hostd(path, &config, vos, &["--check-config"]);
+        assert_eq!(code, 2, "{said}");
+        assert_eq!(said.trim().lines().count(), 1, "one sentence: {said}");
+        for needle in needles {
+            assert!(said.contains(needle), "{needle:?} in {said}");
+        }
+    }
+}
+
+#[test]
+fn missing_files_are_named_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (code, said) = hostd(folder.path(), &whole(folder.path(), ""), None, &[]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("vos.toml") && said.contains("unmapped"), "{said}");
+    let done =
+        Command::new(env!("CARGO_BIN_EXE_hostd")).args(["daemon", "--config", "/nowhere/hostd.toml"]).output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(2), "{said}");
+    assert!(said.contains("/nowhere/hostd.toml") && said.contains("--config"), "{said}");
+}
+
+#[test]
+fn a_libvirt_that_does_not_answer_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[libvirt]\nuri = \"qemu+unix:///system?socket=/nowhere/libvirt-sock\"";
+    let (code, said) = hostd(folder.path(), &whole(folder.path(), more), Some(""), &[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("/nowhere/libvirt-sock") && said.contains("libvirt.uri"), "{said}");
+}
