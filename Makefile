@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 
-.PHONY: help demo test check build prerequisites fmt clean
+.PHONY: help demo test check build prerequisites fmt man clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,3 +31,8 @@ fmt: ## format the code
 
 clean: ## remove what was built
 	$(CARGO) clean
+
+man: build ## the manual pages, in target/man
+	@mkdir -p target/man
+	for program in hostd guest-agent quarantine vestigo; do target/debug/$$program man target/man; done
+	ls target/man

@@ -28,6 +28,12 @@ pub enum Command {
     Exec(Box<Exec>),
     /// Show the link to the hypervisor and the running payloads
     Status(StatusArgs),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// Which
+        folder: PathBuf,
+    },
 }
 
 /// Options of `daemon`.

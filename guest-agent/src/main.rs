@@ -3,7 +3,7 @@
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use guest_agent::{
     cli::{Cli, Command, Daemon},
     client,
@@ -32,6 +32,13 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Daemon(options) => run_daemon(&options),
         Command::Exec(options) => client::exec(*options).into(),
+        Command::Man { folder } => match clap_mangen::generate_to(Cli::command(), folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("guest-agent: cannot write the manual pages: {error}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Status(options) => match client::status(&options) {
             Ok(()) => ExitCode::SUCCESS,
             Err(refusal) => {

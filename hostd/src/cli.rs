@@ -29,4 +29,10 @@ pub enum Command {
         #[arg(long)]
         check_config: bool,
     },
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// Which
+        folder: PathBuf,
+    },
 }

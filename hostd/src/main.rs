@@ -2,27 +2,28 @@
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use hostd::{
     cli::{Cli, Command},
-    daemon,
+    daemon::{self, DaemonError},
 };
 
 fn main() -> ExitCode {
-    let Command::Daemon { config, check_config } = Cli::parse().command;
+    let command = Cli::parse().command;
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VESTIGO_LOG").unwrap_or_else(|_| "info".into()))
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr)
         .init();
-    let result = if check_config { daemon::check(&config).map(drop) } else { daemon::run(&config) };
-    match result {
-        Ok(()) => {
-            if check_config {
-                println!("{} is in order", config.display());
-            }
-            ExitCode::SUCCESS
+    let result = match command {
+        Command::Daemon { config, check_config: true } => {
+            daemon::check(&config).map(|_| println!("{} is in order", config.display()))
         }
+        Command::Daemon { config, .. } => daemon::run(&config),
+        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), folder).map_err(DaemonError::System),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = if error.is_configuration() { 2 } else { 1 };
             eprintln!("hostd: {:#}", anyhow::Error::from(error));

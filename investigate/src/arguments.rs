@@ -47,6 +47,12 @@ pub enum Command {
     /// Which pilots ran payloads of a user
     #[command(after_help = EXIT_CODES)]
     Pilots(Pilots),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// Which
+        folder: PathBuf,
+    },
 }
 
 /// What every question takes.

@@ -4,11 +4,14 @@ pub mod ips;
 pub mod pilots;
 pub mod who;
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use clap::CommandFactory as _;
 use serde::Serialize;
 use vestigo_ledger::questions::coverage::WindowCoverage;
 
-use crate::{exit::Exit, render};
+use crate::{arguments::Cli, exit::Exit, render};
 
 /// Version of the JSON objects.
 const JSON_VERSION: u32 = 1;
@@ -27,6 +30,13 @@ struct Envelope<'a, Q, A> {
     kind: &'a str,
     question: &'a Q,
     answer: &'a A,
+}
+
+/// Writes the manual pages.
+pub fn man(folder: &Path) -> Result<Output> {
+    clap_mangen::generate_to(Cli::command(), folder)
+        .with_context(|| format!("Cannot write the manual pages into {}", folder.display()))?;
+    Ok(Output { text: String::new(), exit: Exit::Found })
 }
 
 fn json<Q: Serialize, A: Serialize>(kind: &str, question: &Q, answer: &A) -> Result<String> {

@@ -57,7 +57,9 @@ fn who_shows_host_facts_and_guest_claims_apart() {
     let (facts, claims) = shown.split_once("GUEST CLAIMS").expect("two parts");
     assert!(facts.contains("HOST FACTS") && facts.contains("atlas") && facts.contains("vm-1"), "{shown}");
     assert!(!facts.contains("alice"), "{shown}");
-    for words in ["alice", "pilot-atlas-1", "job-1", "asserted-by-vo", "ports 41000-41999", "ATTRIBUTION lease", "COVERAGE"] {
+    for words in
+        ["alice", "pilot-atlas-1", "job-1", "asserted-by-vo", "ports 41000-41999", "ATTRIBUTION lease", "COVERAGE"]
+    {
         assert!(claims.contains(words), "{words} in {shown}");
     }
     assert!(!shown.contains('\u{1b}'), "escaped: {shown}");

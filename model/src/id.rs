@@ -46,6 +46,10 @@ fn check(kind: &'static str, text: &str, max: usize, allowed: fn(char) -> bool) 
     if text.is_empty() {
         return Err(IdError::Empty(kind));
     }
+    // `.` and `..` are no names, and files that begin so are hidden.
+    if text.starts_with('.') && !allowed(' ') {
+        return Err(IdError::Character { kind, found: '.' });
+    }
     if text.len() > max {
         return Err(IdError::TooLong { kind, got: text.len(), max });
     }
@@ -55,7 +59,7 @@ fn check(kind: &'static str, text: &str, max: usize, allowed: fn(char) -> bool) 
     }
 }
 
-/// Letters, digits and `. _ -`: safe as one path component (a leading dot apart) and in a Hive-style partition folder.
+/// Letters, digits and `. _ -`, no dot in front: safe as one path component and in a Hive-style partition folder.
 fn name_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
@@ -246,6 +250,7 @@ mod tests {
     fn refuses_what_could_fool_a_terminal_or_a_path() {
         assert!(Vo::new("atlas").is_ok());
         assert!(Vo::new("../etc").is_err());
+        assert!(Vo::new("..").is_err() && HostId::new(".hidden").is_err() && Label::new("...").is_ok());
         assert!(Label::new("a\u{1b}[31m").is_err());
         assert!(Label::new("user\u{202e}resu").is_err());
         assert!(Label::new("").is_err());
@@ -266,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn text_ids_round_trip_through_json(text in "[a-zA-Z0-9._-]{1,64}") {
+        fn text_ids_round_trip_through_json(text in "[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,63}") {
             let vo = Vo::new(text).unwrap();
             let json = serde_json::to_string(&vo).unwrap();
             prop_assert_eq!(serde_json::from_str::<Vo>(&json).unwrap(), vo);

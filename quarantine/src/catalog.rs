@@ -75,9 +75,10 @@ impl Filter {
             && self.to.is_none_or(|to| instance.start <= to)
     }
 
-    /// Items behind this key only. An item's folder is the day its machine ended; a day's grace for clocks.
+    /// Items behind this key only. An item's folder is the day its machine ended. A day's grace for clocks, and one for
+    /// servers that, told to begin behind a folder's name, pass over what is in it.
     fn after(&self) -> Option<String> {
-        let day = (self.from? - Duration::from_secs(86_400)).date().replace('-', "/");
+        let day = (self.from? - Duration::from_secs(2 * 86_400)).date().replace('-', "/");
         Some(format!("items/{day}"))
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use vestigo_model::settings::{self, Mistake};
 
 use crate::{
     chunk::MAX_CHUNK,
@@ -110,13 +111,11 @@ impl Config {
 
     /// Checks the text of a file.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|e| {
-            let line = e.span().map_or(1, |s| 1 + text.get(..s.start).unwrap_or_default().matches('\n').count());
-            let said = e.message().trim().replace('\n', ", ");
-            ConfigError(format!("{}:{line}: {said}; correct or remove it", path.display()))
+        let config: Self = settings::parse(text).map_err(|Mistake { line, message }| {
+            ConfigError(format!("{}:{line}: {message}; correct or remove it", path.display()))
         })?;
         config.check().map_err(|(key, why)| {
-            let line = 1 + text.lines().position(|l| l.trim_start().starts_with(key)).unwrap_or(0);
+            let line = settings::line_of(text, key);
             ConfigError(format!("{}:{line}: {key}: {why}", path.display()))
         })?;
         Ok(config)

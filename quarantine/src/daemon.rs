@@ -88,6 +88,7 @@ impl Daemon {
             object_lock: config.retention.object_lock,
         };
         let journals = Journals::new(&config.state);
+        journals.sweep();
         let acquirer = Acquirer::new(vault, known, journals, policy, clock.clone(), control.clone());
         Ok(Some(Self { spool, acquirer, control, clock, patience: HashMap::new() }))
     }

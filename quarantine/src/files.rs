@@ -27,6 +27,16 @@ pub fn beside(path: &Path) -> PathBuf {
     parent(path).join(name)
 }
 
+/// Removes what [`replace`] left half-written when this program was killed.
+pub fn sweep(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".part")) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Gives the finished file `tmp` its final name unless that exists. `AlreadyExists` leaves both as they were.
 pub fn publish(tmp: &Path, path: &Path) -> io::Result<()> {
     match renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RenameFlags::RENAME_NOREPLACE) {

@@ -240,7 +240,7 @@ fn decode_place(r: &mut Reader<'_>, id: ChunkId, packs: u32) -> Result<DataChunk
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_possible_truncation)]
     use super::*;
     use proptest::prelude::*;
 
@@ -282,10 +282,10 @@ mod tests {
         #[test]
         fn any_flipped_bit_of_the_chunk_list_is_noticed(index in index(), bit in 0usize..768) {
             let mut bytes = index.encode();
-            // Only the header's spare bytes may change unseen here; the manifest holds a digest of the whole object.
+            // The sizes and the spare bytes of the header are not in the root; the manifest holds a digest of the whole object.
             prop_assume!(!(72 * 8..96 * 8).contains(&bit));
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(LayerIndex::decode(&bytes).is_err() || bit / 8 == 12 || (16..24).contains(&(bit / 8)));
+            prop_assert!(LayerIndex::decode(&bytes).is_err() || (12..24).contains(&(bit / 8)));
         }
 
         #[test]

@@ -110,6 +110,11 @@ impl Journals {
         files::remove(&path).map_err(|error| JournalError { path, error })
     }
 
+    /// Removes what a crash left half-written. For the one daemon that owns the folder, when it starts.
+    pub fn sweep(&self) {
+        files::sweep(&self.dir);
+    }
+
     /// Every journal: items whose clearing up was cut short may have no spool file any more.
     #[must_use]
     pub fn all(&self) -> Vec<Journal> {

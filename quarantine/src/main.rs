@@ -4,7 +4,7 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -40,6 +40,9 @@ enum Command {
     Get(cli::get::Arguments),
     /// Try out what the store really does: create-only, checksums, Object Lock
     Probe(cli::probe::Arguments),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Man { folder: std::path::PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => cli::verify::run(&arguments),
         Command::Get(arguments) => cli::get::run(&arguments),
         Command::Probe(arguments) => cli::probe::run(&arguments),
+        Command::Man { folder } => clap_mangen::generate_to(Arguments::command(), folder).map_err(anyhow::Error::from),
     };
     cli::exit_code(done)
 }

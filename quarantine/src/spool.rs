@@ -66,7 +66,10 @@ impl Spool {
         let lock =
             File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: Some(lock) }),
+            Ok(()) => {
+                files::sweep(&done);
+                Ok(Self { dir: dir.to_owned(), _lock: Some(lock) })
+            }
             Err(TryLockError::WouldBlock) => Err(SpoolError::Locked(dir.to_owned())),
             Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
         }

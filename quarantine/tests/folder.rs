@@ -316,3 +316,30 @@ fn a_pack_that_vanished_from_the_vault_is_stored_again() {
     assert_eq!(code(&site.run(&["verify", &second.to_string()])), 0);
     assert_eq!(code(&site.run(&["verify", &first.to_string()])), 5);
 }
+
+/// A file system of 6 MiB under the vault, in a mount namespace of the daemon's own.
+#[test]
+fn a_full_disk_is_said_and_the_work_taken_up_again() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED a_full_disk_is_said_and_the_work_taken_up_again: needs root to mount a small file system");
+        return;
+    }
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, 16 * MIB, 8, &[(0, 12 << 20)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    fs::create_dir(site.vault_path()).unwrap();
+    let script = "mount -t tmpfs -o size=6m none \"$1\" && shift && exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, "sh"]).arg(site.vault_path()).arg(env!("CARGO_BIN_EXE_quarantine"));
+    let log = fs::File::create(site.path("log")).unwrap();
+    let child = command.args(["daemon", "--config"]).arg(site.config()).stderr(log).spawn().unwrap();
+    let daemon = support::Daemon(child);
+    site.wait("the sentence", || site.log().contains("make room there"));
+    assert!(site.log().contains("No space left"), "{}", site.log());
+    assert!(site.waits(&item) && site.result(&item).is_none());
+    daemon.kill();
+    let _daemon = site.daemon();
+    site.wait_captured(&item);
+    site.comes_back(&item, 0, &disk);
+}

@@ -112,9 +112,13 @@ fn what_cannot_work_is_said_and_refused() {
     };
     let none = |_: &mut std::process::Command| {};
     starts(&site(weed, "no-such-bucket", ""), &none, &["no-such-bucket", "create it"]);
-    let wrong = |c: &mut std::process::Command| drop(c.env("AWS_SECRET_ACCESS_KEY", "wrong"));
+    let wrong = |c: &mut std::process::Command| {
+        c.env("AWS_SECRET_ACCESS_KEY", "wrong");
+    };
     starts(&site(weed, "unlocked", ""), &wrong, &["credentials are refused", "unlocked"]);
-    let absent = |c: &mut std::process::Command| drop(c.env_remove("AWS_ACCESS_KEY_ID"));
+    let absent = |c: &mut std::process::Command| {
+        c.env_remove("AWS_ACCESS_KEY_ID");
+    };
     starts(&site(weed, "unlocked", ""), &absent, &["no credentials", "AWS_ACCESS_KEY_ID"]);
     let locked = site(weed, "unlocked", "[retention]\nobject_lock = \"governance\"");
     starts(&locked, &none, &["object_lock = \"off\"", "not offered", "Object Lock"]);

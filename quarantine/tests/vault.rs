@@ -72,7 +72,9 @@ fn listing(vault: &dyn Vault) {
     }
     assert_eq!(keys(vault, "l/", None), names);
     assert_eq!(keys(vault, "l/", Some("l/a/y/z")), ["l/b", "l/c/1", "l/c/2"]);
-    assert_eq!(keys(vault, "l/", Some("l/a/y")), ["l/a/y/z", "l/b", "l/c/1", "l/c/2"]);
+    assert_eq!(keys(vault, "l/", Some("l/a/yy")), ["l/b", "l/c/1", "l/c/2"]);
+    assert_eq!(keys(vault, "l/", Some("l/bb")), ["l/c/1", "l/c/2"]);
+    assert_eq!(keys(vault, "l/c/", Some("l/c/12")), ["l/c/2"]);
     assert_eq!(keys(vault, "l/c/", Some("l/c/1")), ["l/c/2"]);
     assert_eq!(keys(vault, "l/c", None), ["l/c/1", "l/c/2"]);
     assert_eq!(keys(vault, "none/", None), [""; 0]);

@@ -189,7 +189,14 @@ pub enum Open {
 pub fn open(url: &Url, s3: &S3Settings, how: Open) -> Result<Arc<dyn Vault>, VaultError> {
     Ok(match url {
         Url::Folder(path) => Arc::new(FolderVault::open(path, how)?),
-        Url::S3 { bucket, prefix } => Arc::new(S3Vault::open(bucket, prefix, s3)?),
+        Url::S3 { bucket, prefix } => {
+            let vault = S3Vault::open(bucket, prefix, s3)?;
+            // The daemon asks when it tries the store out, and waits for one that does not answer.
+            if how == Open::Existing {
+                vault.check_bucket()?;
+            }
+            Arc::new(vault)
+        }
     })
 }
 

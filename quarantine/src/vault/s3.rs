@@ -22,7 +22,7 @@ use vestigo_model::{Clock, SystemClock, Timestamp};
 use super::{
     Key, Listed, Put, Vault, VaultError, Visit,
     probe::{Capabilities, LockMode},
-    s3_errors::{Place, explain, status},
+    s3_errors::{Place, explain, no_such_bucket, status},
 };
 use crate::codec::as_u64;
 
@@ -143,6 +143,24 @@ impl S3Vault {
             lock: settings.lock,
             retention: settings.retention,
             runtime: Some(runtime),
+        })
+    }
+
+    /// Asks for the bucket itself: some servers answer a listing of a bucket that is not there with nothing, and make it at
+    /// the first put.
+    pub fn check_bucket(&self) -> Result<(), VaultError> {
+        let request = self.client.head_bucket().bucket(&self.bucket);
+        // An answer to HEAD has no body: why it is refused only another question tells.
+        let why = self.client.list_objects_v2().bucket(&self.bucket).max_keys(1);
+        let place = self.place.clone();
+        self.run(async move {
+            let explained = |error| explain(&place, "look at the bucket", &place.bucket, &error);
+            match request.send().await {
+                Ok(_) => Ok(()),
+                Err(error) if status(&error) == Some(404) => Err(no_such_bucket(&place)),
+                Err(error) if status(&error) == Some(403) => why.send().await.map(drop).map_err(explained),
+                Err(error) => Err(explain(&place, "look at the bucket", &place.bucket, &error)),
+            }
         })
     }
 

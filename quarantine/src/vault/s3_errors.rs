@@ -46,9 +46,7 @@ where
     let code = error.code().unwrap_or("no code");
     let said = error.message().unwrap_or("no message");
     match (code, status) {
-        ("NoSuchBucket", _) => VaultError::Refused(format!(
-            "{at}: there is no such bucket; create it (with Object Lock if retention is to be enforced) or correct `url`"
-        )),
+        ("NoSuchBucket", _) => no_such_bucket(place),
         (
             "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken" | "ExpiredToken" | "UnauthorizedAccess",
             _,
@@ -68,4 +66,13 @@ where
         )),
         _ => VaultError::Refused(format!("{at}: cannot {doing}: the server answers {status} ({code}: {said})")),
     }
+}
+
+/// The sentence for a bucket that is not there.
+pub(super) fn no_such_bucket(place: &Place) -> VaultError {
+    VaultError::Refused(format!(
+        "S3 server {}, bucket {}: there is no such bucket; create it (with Object Lock if retention is to be enforced) or \
+         correct `url`",
+        place.endpoint, place.bucket
+    ))
 }

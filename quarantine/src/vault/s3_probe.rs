@@ -23,6 +23,7 @@ use super::{
 const TRIAL: Duration = Duration::from_secs(60);
 
 pub(super) fn probe(vault: &S3Vault) -> Result<Capabilities, VaultError> {
+    vault.check_bucket()?;
     let create_only = create_only(vault)?;
     Ok(Capabilities {
         store: "s3".to_owned(),
