@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    runtime::Runtime,
+    sync::{mpsc, oneshot, watch},
+};
 use vestigo_model::{Clock, DomainUuid, HostId, ItemId, StopReason, SystemClock, Timestamp};
 
 use crate::{
@@ -67,7 +70,8 @@ pub fn follow(
     options: MachineOptions,
     events: mpsc::Sender<MachineEvent>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Handle::current();
+    // A runtime of its own, for waiting with a limit: the daemon's may be gone while this thread still runs.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (resynced, unacknowledged) = (Instant::now(), Vec::new());
     let site = Site { host: options.host.clone(), vos: options.vos.borrow().clone() };
     let machines = Machines { hypervisor, keeper, site, options, events, unacknowledged, resynced, connected: true };
@@ -90,7 +94,7 @@ struct Machines {
 }
 
 impl Machines {
-    fn run(mut self, mut changes: mpsc::Receiver<Change>, found: Vec<Outcome>, runtime: &tokio::runtime::Handle) {
+    fn run(mut self, mut changes: mpsc::Receiver<Change>, found: Vec<Outcome>, runtime: &Runtime) {
         if self.disks(found).is_err() {
             return;
         }

@@ -142,7 +142,7 @@ fn bad_input_gets_one_clear_sentence() {
         ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --window 2", 2, "write it like 2s"),
         ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --peer x:y", 2, "192.0.2.9:443"),
         ("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --proto foo", 2, "tcp, udp, icmp"),
-        ("ips --vo ../x --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z", 2, "'/'"),
+        ("ips --vo a/x --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z", 2, "'/'"),
         ("ips --vo atlas --from 2026-11-22T15:00:00Z --to 2026-11-22T14:00:00Z", 2, "exchange them"),
         ("pilots --user alice --ledger /nonexistent/ledger", 1, "There is no ledger at /nonexistent/ledger"),
     ];

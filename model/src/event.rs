@@ -10,12 +10,11 @@ use crate::{DomainUuid, HostId, Timestamp};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
-    /// Two witnesses disagree: a flow outside every lease, a VO claimed that is not the tenant's, a record sent twice
-    /// with different content.
+    /// Two witnesses disagree: a VO claimed that is not the tenant's, a lease that another payload holds.
     Contradiction,
     /// An agent introduced itself.
     AgentHello,
-    /// A guest sent bytes that are no frame, or a frame out of order.
+    /// A guest sent bytes that are no frame, a frame out of order, or a record again with other content.
     LinkFault,
     /// hostd started.
     HostStarted,

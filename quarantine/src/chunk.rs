@@ -81,16 +81,13 @@ impl Domain {
         Self("site".to_owned())
     }
 
-    /// What the VO's machines wrote. A name that would hide as a dot file or pass for the unmapped is escaped.
+    /// What the VO's machines wrote. A VO that would pass for the unmapped is escaped; a VO's name is a path component.
     #[must_use]
     pub fn of_vo(vo: Option<&Vo>) -> Self {
         Self(match vo.map(Vo::as_str) {
             None => "vo/unmapped".to_owned(),
             Some("unmapped") => "vo/%75nmapped".to_owned(),
-            Some(name) => match name.strip_prefix('.') {
-                Some(rest) => format!("vo/%2e{rest}"),
-                None => format!("vo/{name}"),
-            },
+            Some(name) => format!("vo/{name}"),
         })
     }
 
@@ -142,9 +139,8 @@ mod tests {
     fn a_vo_cannot_leave_its_folder_nor_pass_for_another() {
         let of = |name: &str| Domain::of_vo(Some(&Vo::new(name).unwrap())).to_string();
         assert_eq!(of("atlas"), "vo/atlas");
-        assert_eq!(of(".."), "vo/%2e.");
         assert_ne!(of("unmapped"), Domain::of_vo(None).to_string());
-        for name in ["atlas", "..", "unmapped", ".x"] {
+        for name in ["atlas", "unmapped", "x."] {
             assert_eq!(Domain::parse(&of(name)).unwrap().as_str(), of(name));
         }
         for bad in ["vo/", "vo/../x", "vo/.", "other", "vo/a/b", ""] {

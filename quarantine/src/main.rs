@@ -10,7 +10,7 @@ const AFTER_HELP: &str = "\
 Exit codes:
   0  done
   1  failed: the sentence on stderr says what and what to do
-  2  the command line is wrong
+  2  the command line or the configuration is wrong
   3  there is no such item, disk or layer
   5  verification found something wrong
 

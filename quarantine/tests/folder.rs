@@ -293,7 +293,7 @@ fn wrong_input_gets_one_sentence_and_its_exit_code() {
     fails(&["daemon", "--bogus"], 2, &[]);
     site.write_config("speed = 3", "");
     let out = binary().args(["daemon", "--check-config", "--config"]).arg(site.config()).output().unwrap();
-    assert_eq!(code(&out), 1);
+    assert_eq!(code(&out), 2);
     assert!(said(&out).contains("quarantine.toml:7:") && said(&out).contains("speed"), "{}", said(&out));
     site.write_config("", "");
     let out = binary().args(["daemon", "--check-config", "--config"]).arg(site.config()).output().unwrap();

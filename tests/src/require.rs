@@ -18,6 +18,8 @@ pub enum Need {
     Network,
     /// The S3 server in the Python environment.
     S3,
+    /// Ansible in the Python environment.
+    Ansible,
 }
 
 impl fmt::Display for Need {
@@ -27,6 +29,7 @@ impl fmt::Display for Need {
             Need::Libvirt => "libvirt and QEMU (run tests/prerequisites)",
             Need::Network => "iproute2 and network namespaces (run tests/prerequisites)",
             Need::S3 => "the S3 server (run tests/prerequisites)",
+            Need::Ansible => "Ansible (run tests/prerequisites)",
         })
     }
 }
@@ -54,6 +57,7 @@ fn is_met(need: Need) -> bool {
             .all(|name| on_path(name)),
         Need::Network => on_path("ip") && on_path("unshare") && Path::new("/proc/self/ns/net").exists(),
         Need::S3 => paths::venv("weed").is_file(),
+        Need::Ansible => paths::venv("ansible-playbook").is_file(),
     }
 }
 

@@ -19,7 +19,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use quarantine::{
     canonical,
     catalog::FindError,
-    config::{self, Config},
+    config::{self, Config, ConfigError},
     custody::{self, Actor, Draft, What},
     vault::{self, Open, S3Settings, Url, Vault},
 };
@@ -52,6 +52,7 @@ pub(crate) fn exit_code(done: Result<()>) -> ExitCode {
         Some(End::Usage(_)) => ExitCode::from(2),
         Some(End::NotFound(_)) => ExitCode::from(3),
         Some(End::Bad) => ExitCode::from(5),
+        None if error.downcast_ref::<ConfigError>().is_some() => ExitCode::from(2),
         None if matches!(find, Some(FindError::None { .. })) => ExitCode::from(3),
         None if matches!(find, Some(FindError::Several { .. })) => ExitCode::from(2),
         None => ExitCode::FAILURE,
@@ -60,7 +61,7 @@ pub(crate) fn exit_code(done: Result<()>) -> ExitCode {
 
 /// Logs go to stderr; under systemd that is the journal.
 pub(crate) fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+    let filter = tracing_subscriber::EnvFilter::try_from_env("VESTIGO_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,quarantine=info"));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()

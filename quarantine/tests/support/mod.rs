@@ -175,7 +175,7 @@ impl Site {
 
 pub fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quarantine"));
-    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "NOTIFY_SOCKET", "RUST_LOG"] {
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "NOTIFY_SOCKET", "VESTIGO_LOG"] {
         command.env_remove(name);
     }
     command.env("AWS_ACCESS_KEY_ID", weed::ACCESS).env("AWS_SECRET_ACCESS_KEY", weed::SECRET);

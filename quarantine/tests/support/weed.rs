@@ -70,11 +70,25 @@ pub fn shared(test: &str) -> Option<&'static Weed> {
 }
 
 /// First of a stretch of ports whose twins 10000 higher (SeaweedFS's gRPC) are free as well. Below the range that the
-/// kernel gives out by itself.
+/// kernel gives out by itself. It is this process's until it ends: tests run side by side in processes of their own.
 pub fn free_ports() -> u16 {
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let start = 10_100 + u16::try_from(std::process::id() % 800).unwrap() * 10;
-    (start..19_000).step_by(10).find(|base| (0..4).all(|n| free(base + n) && free(base + n + 10_000))).unwrap()
+    let base = (10_100..19_000)
+        .step_by(10)
+        .find(|base| take(*base) && (0..4).all(|n| free(base + n) && free(base + n + 10_000)));
+    base.expect("no free ports")
+}
+
+/// Whether nobody else has taken the stretch.
+fn take(base: u16) -> bool {
+    let path = std::env::temp_dir().join(format!("vestigo-quarantine-ports-{base}.lock"));
+    let lock = fs::File::create(path).unwrap();
+    let taken = lock.try_lock().is_ok();
+    if taken {
+        // Kept open, and thereby locked, for the life of the process.
+        std::mem::forget(lock);
+    }
+    taken
 }
 
 impl Weed {
