@@ -59,7 +59,7 @@ pub struct Config {
     /// Folder of hand-overs to quarantine.
     #[serde(default = "default_spool")]
     pub spool: PathBuf,
-    /// Folder of the agent channels' sockets. QEMU makes them: it must be able to write there.
+    /// Folder of the agent channels' sockets. libvirt makes them, as root, and gives them to QEMU.
     #[serde(default = "default_channels")]
     pub channels: PathBuf,
     /// Table of projects and VOs.

@@ -3,7 +3,9 @@
 //! `SPOOL/<item>.json` is a [`Handover`], written by hostd under a temporary name, synced and renamed. From that rename on
 //! the pins it names belong to quarantine. When the item is safe (or given up), quarantine writes `SPOOL/done/<item>.json`, a
 //! [`HandoverResult`], in the same way, and removes first the pins, then `SPOOL/<item>.json`. hostd reads the result,
-//! records it as a fact and removes it. Either side may crash between any two steps and go on afterwards.
+//! records it as a fact and removes it. Either side may crash between any two steps and go on afterwards; a result may
+//! therefore come twice, and is taken once. A pin belongs to one item: a backing file that several VMs share has a link for
+//! each, because quarantine removes the links of an item with it.
 
 use std::path::PathBuf;
 

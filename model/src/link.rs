@@ -11,8 +11,9 @@
 //!
 //! A side that (re)opens the channel sends one empty line first, so that the rest of a line the other side was reading
 //! ends there. Unknown members are ignored, unknown types are skipped and counted. A chain belongs to one guest boot; a
-//! record that was acknowledged and comes again is acknowledged again and not counted twice. Nothing here says who the
-//! guest *is*: that is known from the channel.
+//! record that was acknowledged and comes again is acknowledged again and not counted twice. A guest whose chain does not
+//! contain `welcome`'s head (either side lost its state) puts its waiting records behind that head and goes on from there. Nothing
+//! here says who the guest *is*: that is known from the channel.
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -22,11 +23,12 @@ auth_unix_rw = "none"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 "#;
 
-/// QEMU as root without confinement: the site's namespaces are the confinement, and this machine's cgroups belong to others.
-/// `stdio_handler`: guests' output goes to files, which saves a virtlogd.
-const QEMU_CONF: &str = r#"user = "root"
-group = "root"
-dynamic_ownership = 0
+/// QEMU under its own account, as on a real hypervisor: what it must reach belongs to it or is open to it, and what it must
+/// not write is not. No confinement beyond that: the site's namespaces are the confinement, and this machine's cgroups belong to
+/// others. `stdio_handler`: guests' output goes to files, which saves a virtlogd.
+const QEMU_CONF: &str = r#"user = "libvirt-qemu"
+group = "libvirt-qemu"
+dynamic_ownership = 1
 remember_owner = 0
 security_driver = "none"
 cgroup_controllers = []
@@ -213,6 +215,8 @@ fn make_dir(name: &str) -> Result<(TempDir, File)> {
     gate.lock()?;
     sweep(&root);
     let dir = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(&root)?;
+    // QEMU's account must get through to the disks.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     let lock = File::create(dir.path().join(".lock"))?;
     lock.lock()?;
     Ok((dir, lock))

@@ -231,8 +231,8 @@ impl Hypervisor {
     }
 
     /// Makes sure that the running domain has an agent channel and returns its socket. Plugs in what is missing, into the
-    /// running domain only; the persistent configuration stays as it is. `folder` must exist and be writable for QEMU's
-    /// user. Doing it again is harmless.
+    /// running domain only; the persistent configuration stays as it is. `folder` must exist; libvirt makes the socket in it
+    /// and hands it to QEMU, whose account needs no right there. Doing it again is harmless.
     ///
     /// Only what libvirt itself can plug: a device that went in through QEMU's monitor behind its back would break
     /// migration and save (docs/decisions/0006).

@@ -120,8 +120,9 @@ enum Belongs {
 }
 
 fn belongs(question: &IpsQuestion, flow: &Flow, view: &View, of_pilot: &[&Payload]) -> Belongs {
-    // An address is a VM's own when it sends from it; what is sent to a group or to a neighbour's guess is not.
-    if flow.sent_by_vm() == 0 {
+    // An address is a VM's own when it sends from it; what is sent to a group or to a neighbour's guess is not, nor is "none
+    // yet" (`::`, `0.0.0.0`).
+    if flow.sent_by_vm() == 0 || flow.local().0.is_unspecified() {
         return Belongs::No;
     }
     if question.pilot.is_none() {
