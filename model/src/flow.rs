@@ -87,6 +87,9 @@ words!(
         Lease = "lease",
         /// The agent saw this very connection.
         Observed = "observed",
+        /// By arithmetic over a lease that was announced only after the flow had begun: an agent that paid its debt, or a
+        /// guest that made up a story afterwards. The one cannot be told from the other.
+        ClaimedLate = "claimed-late",
         /// Only the VM is certain.
         Instance = "instance",
     }

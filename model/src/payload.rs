@@ -207,9 +207,43 @@ pub struct Payload {
 
 impl Payload {
     /// Whether the payload's leases were its own at `time` on the host's clock: from the moment its claim was durable
-    /// until its leases had rested.
+    /// until its leases had rested. A payload that was lost (its VM or its agent went away) has no late packets: whatever
+    /// comes after is somebody else's.
     #[must_use]
     pub fn held_leases_at(&self, time: Timestamp) -> bool {
-        self.received <= time && self.end.is_none_or(|end| time <= end.received + LEASE_REST)
+        let until = |end: PayloadEnd| if end.exit == Exit::Lost { end.received } else { end.received + LEASE_REST };
+        self.received <= time && self.end.is_none_or(|end| time <= until(end))
+    }
+}
+
+/// Most leases of one payload.
+const MAX_LEASES: usize = 8;
+/// Most arguments of one command, and most bytes in all of them.
+const MAX_ARGUMENTS: (usize, usize) = (1024, 8192);
+/// Longest path, as the kernel has it (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+/// Most rules in an isolation manifest, and the longest name of one.
+const MAX_RULES: (usize, usize) = (128, 64);
+
+impl PayloadClaim {
+    /// What is too much in a claim, in words for the pilot. Claims come from guests: what the host keeps of each is bounded.
+    ///
+    /// # Errors
+    /// The first thing that is out of bounds.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let bytes: usize = self.command.iter().map(String::len).sum();
+        if self.leases.len() > MAX_LEASES {
+            Err("more than 8 leases")
+        } else if self.leases.iter().any(|lease| matches!(lease, Lease::Ports(block) if block.first > block.last)) {
+            Err("a port block that ends before it begins")
+        } else if self.command.len() > MAX_ARGUMENTS.0 || bytes > MAX_ARGUMENTS.1 {
+            Err("a command of more than 1024 arguments or 8 KiB")
+        } else if self.executable.as_ref().is_some_and(|executable| executable.path.len() > MAX_PATH) {
+            Err("a path of more than 4096 bytes")
+        } else if self.isolation.len() > MAX_RULES.0 || self.isolation.keys().any(|rule| rule.len() > MAX_RULES.1) {
+            Err("an isolation manifest of more than 128 rules, or a rule with a name of more than 64 bytes")
+        } else {
+            Ok(())
+        }
     }
 }
