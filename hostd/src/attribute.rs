@@ -8,7 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use vestigo_model::{Attribution, DomainUuid, Flow, LEASE_REST, Payload, PayloadUid, Quality, Timestamp};
 
 /// Most payloads remembered for one VM, live and rested; the oldest ended ones go first.
-const MAX_PAYLOADS: usize = 8192;
+const MAX_PAYLOADS: usize = 2048;
+/// Most payloads that may be live in one VM at once; more are refused. Below [`MAX_PAYLOADS`], so that one that has ended can always
+/// go.
+pub const MAX_LIVE: usize = 1024;
 
 /// What hostd knows of a VM's agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{Ipv6ExtensionSlice, Ipv6ExtensionsSlice, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use vestigo_model::Mac;
 
 /// IANA protocol numbers that the meter treats in a way of their own.
@@ -19,6 +19,8 @@ pub mod proto {
     pub const UDP: u8 = 17;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }
 
 /// Where a frame goes, seen from the VM.
@@ -53,8 +55,25 @@ pub struct Packet {
     pub icmp: Option<(u8, u8)>,
     /// IP header and payload, in bytes.
     pub ip_bytes: u64,
-    /// A later fragment: its ports are not in it.
-    pub later_fragment: bool,
+    /// Set on a fragment of a datagram: only the first has ports.
+    pub fragment: Option<Fragment>,
+}
+
+/// Which datagram a fragment belongs to (together with its addresses and protocol).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// Identification.
+    pub id: u32,
+    /// Whether it is the first, which has the transport header.
+    pub first: bool,
+}
+
+impl Packet {
+    /// A later fragment whose ports are not known.
+    #[must_use]
+    pub fn portless(&self) -> bool {
+        self.fragment.is_some_and(|fragment| !fragment.first)
+    }
 }
 
 /// Why a frame is not metered.
@@ -106,7 +125,7 @@ pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
     let sliced = LaxSlicedPacket::from_ethernet(frame).map_err(|_| Undecodable::NoEthernet)?;
     let ether = ether(frame).ok_or(Undecodable::NoEthernet)?;
     let vlan = sliced.vlan_ids().first().map(|id| u16::from(*id));
-    let (src, dst, proto, ip_bytes, later_fragment) = match &sliced.net {
+    let (src, dst, proto, ip_bytes, fragment, payload) = match &sliced.net {
         Some(LaxNetSlice::Ipv4(ip)) => {
             let header = ip.header();
             let captured = header.slice().len() + ip.payload().payload.len();
@@ -115,7 +134,11 @@ pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
                 IpAddr::V4(header.destination_addr()),
                 header.protocol().0,
                 true_length(header.total_len().into(), captured),
-                header.fragments_offset().value() > 0,
+                ip.is_payload_fragmented().then(|| Fragment {
+                    id: header.identification().into(),
+                    first: header.fragments_offset().value() == 0,
+                }),
+                ip.payload().payload,
             )
         }
         Some(LaxNetSlice::Ipv6(ip)) => {
@@ -128,15 +151,46 @@ pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
                 IpAddr::V6(header.destination_addr()),
                 ip.payload().ip_number.0,
                 length,
-                ip.is_payload_fragmented() && sliced.transport.is_none(),
+                ipv6_fragment(ip.extensions()),
+                ip.payload().payload,
             )
         }
         Some(LaxNetSlice::Arp(_)) => return Err(Undecodable::Arp),
         None if sliced.stop_err.is_some() => return Err(Undecodable::BadIp),
         None => return Err(Undecodable::NotIp),
     };
-    let (src_port, dst_port, tcp_flags, icmp) = transport(sliced.transport.as_ref());
-    Ok(Packet { ether, vlan, src, dst, proto, src_port, dst_port, tcp_flags, icmp, ip_bytes, later_fragment })
+    let (src_port, dst_port, tcp_flags, icmp) = match fragment {
+        None => transport(sliced.transport.as_ref()),
+        Some(Fragment { first: true, .. }) => transport_of_first_fragment(proto, payload),
+        Some(_) => (0, 0, 0, None),
+    };
+    Ok(Packet { ether, vlan, src, dst, proto, src_port, dst_port, tcp_flags, icmp, ip_bytes, fragment })
+}
+
+/// A fragment header that really fragments; an atomic fragment (RFC 6946) is whole.
+fn ipv6_fragment(extensions: &Ipv6ExtensionsSlice<'_>) -> Option<Fragment> {
+    extensions.clone().into_iter().find_map(|extension| match extension {
+        Ipv6ExtensionSlice::Fragment(header) if header.is_fragmenting_payload() => {
+            Some(Fragment { id: header.identification(), first: header.fragment_offset().value() == 0 })
+        }
+        _ => None,
+    })
+}
+
+/// etherparse slices no transport header out of a fragment, but the first one has it.
+fn transport_of_first_fragment(proto: u8, payload: &[u8]) -> Transport {
+    let word =
+        |at: usize| payload.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_be_bytes(*two));
+    let byte = |at: usize| payload.get(at).copied().unwrap_or(0);
+    match proto {
+        proto::TCP => (word(0), word(2), byte(13), None),
+        proto::UDP | proto::SCTP => (word(0), word(2), 0, None),
+        proto::ICMP | proto::ICMPV6 => {
+            let echo = matches!((proto, byte(0)), (proto::ICMP, 0 | 8) | (proto::ICMPV6, 128 | 129));
+            (if echo { word(4) } else { 0 }, 0, 0, Some((byte(0), byte(1))))
+        }
+        _ => (0, 0, 0, None),
+    }
 }
 
 fn ether(frame: &[u8]) -> Option<(Mac, Mac)> {
@@ -244,6 +298,26 @@ mod tests {
             .unwrap();
         let packet = decode(&frame).unwrap();
         assert_eq!((packet.src_port, packet.icmp), (0x1234, Some((8, 0))));
+    }
+
+    #[test]
+    fn the_first_fragment_has_ports_and_later_ones_say_whose_they_are() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64)
+            .udp(21_000, 53)
+            .write(&mut frame, &[7; 400])
+            .unwrap();
+        frame[18..20].copy_from_slice(&77u16.to_be_bytes());
+        frame[20] = 0x20; // more fragments
+        let first = decode(&frame).unwrap();
+        assert_eq!((first.src_port, first.dst_port), (21_000, 53));
+        assert_eq!(first.fragment, Some(Fragment { id: 77, first: true }));
+        frame[20] = 0x00;
+        frame[21] = 0x33; // offset
+        let later = decode(&frame).unwrap();
+        assert_eq!((later.src_port, later.dst_port), (0, 0), "what stands there is payload, not ports");
+        assert_eq!(later.fragment, Some(Fragment { id: 77, first: false }));
     }
 
     #[test]

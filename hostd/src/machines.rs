@@ -36,6 +36,8 @@ pub enum MachineEvent {
     },
     /// The VM's agent channel can be opened, or why there is none.
     Channel(DomainUuid, Result<PathBuf, String>),
+    /// The guest's kernel started anew: whatever ran in it is gone.
+    Rebooted(DomainUuid, Timestamp),
     /// The VM does not run any more.
     Down(DomainUuid, StopReason, Timestamp),
     /// It was there too short a time to be looked at.
@@ -153,7 +155,8 @@ impl Machines {
         tracing::debug!(?change, "libvirt");
         match change {
             Change::Started { domain, time } => self.up(domain, Some(time)),
-            Change::Changed { domain, .. } | Change::Rebooted { domain, .. } => self.up(domain, None),
+            Change::Changed { domain, .. } => self.up(domain, None),
+            Change::Rebooted { domain, time } => self.tell(MachineEvent::Rebooted(domain, time)),
             Change::Stopped { domain, why, time } => {
                 let outcomes = self.keeper.stopped(domain, time, why);
                 self.tell(MachineEvent::Down(domain, why, time))?;

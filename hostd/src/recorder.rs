@@ -24,8 +24,11 @@ const BATCH: usize = 2048;
 /// How long flows may wait for company.
 const PACE: Duration = Duration::from_millis(200);
 
+/// Called when a fact is durable; dropped uncalled when it could not be kept.
+pub type Durable = Box<dyn FnOnce() + Send>;
+
 enum Entry {
-    Fact(FactRecord, Option<oneshot::Sender<()>>),
+    Fact(FactRecord, Option<Durable>),
     Flow(Flow),
     Stop,
 }
@@ -51,6 +54,12 @@ pub enum RecorderError {
     NotKept,
 }
 
+/// What tells the asker this, once the fact is durable.
+pub fn told<T: Send + 'static>(asker: oneshot::Sender<T>, what: T) -> Durable {
+    // The asker may have gone; the fact is kept all the same.
+    Box::new(move || drop(asker.send(what)))
+}
+
 impl Recorder {
     /// Opens the ledger and starts its thread. Gives what an earlier life left open.
     ///
@@ -72,12 +81,12 @@ impl Recorder {
     /// [`RecorderError::NotKept`].
     pub async fn record(&self, fact: Fact) -> Result<(), RecorderError> {
         let (done, durable) = oneshot::channel();
-        self.submit(fact, None, Some(done)).await;
+        self.submit(fact, None, Some(told(done, ()))).await;
         durable.await.map_err(|_| RecorderError::NotKept)
     }
 
-    /// Queues a fact; `done` is told when it is durable, and dropped when it could not be kept.
-    pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<oneshot::Sender<()>>) {
+    /// Queues a fact; `done` is called when it is durable, and dropped when it could not be kept.
+    pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<Durable>) {
         let record = FactRecord { recorded: SystemClock.now(), fact, link };
         // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
         let _ = self.queue.send(Entry::Fact(record, done)).await;
@@ -105,7 +114,7 @@ impl Recorder {
 /// agent sends it again.
 const MAX_UNKEPT: usize = 10_000;
 
-type Waiting = (FactRecord, Option<oneshot::Sender<()>>);
+type Waiting = (FactRecord, Option<Durable>);
 
 struct Keeper {
     unkept: Vec<Waiting>,
@@ -152,10 +161,7 @@ impl Keeper {
         match self.writer.append(&facts, &flows) {
             Ok(()) => {
                 self.failing = false;
-                for done in dones.into_iter().flatten() {
-                    // The asker may have gone; the fact is kept all the same.
-                    let _ = done.send(());
-                }
+                dones.into_iter().flatten().for_each(|done| done());
             }
             Err(error) => self.could_not(&error, facts.into_iter().zip(dones), flows.len()),
         }

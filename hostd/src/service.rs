@@ -13,20 +13,20 @@ use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 use vestigo_model::{
-    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, LinkPosition, Payload, PayloadEnd,
-    StopReason, SystemClock, Timestamp,
+    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, Label, LinkPosition, Payload,
+    PayloadClaim, PayloadEnd, PayloadUid, StopReason, SystemClock, Timestamp,
     link::{Claim, Hello},
 };
 
 use crate::{
-    attribute::{AgentState, LeaseBook},
+    attribute::{AgentState, LeaseBook, MAX_LIVE},
     capture::Tapped,
     domain::Inspection,
-    guestlink::{self, LinkEvent, LinkOptions},
+    guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS, Verdict},
     join::join,
     machines::MachineEvent,
     meter::MeterOptions,
-    recorder::Recorder,
+    recorder::{Recorder, told},
     vm::{Vm, lost},
 };
 
@@ -156,6 +156,12 @@ impl Service {
             MachineEvent::Up { inspection, began } => self.up(*inspection, began).await,
             MachineEvent::Channel(domain, Ok(path)) => self.open_link(domain, path),
             MachineEvent::Channel(domain, Err(why)) => self.no_channel(domain, why).await,
+            MachineEvent::Rebooted(domain, time) => {
+                if let Some(vm) = self.vms.get_mut(&domain) {
+                    vm.boot = None;
+                }
+                self.payloads_lost(domain, time).await;
+            }
             MachineEvent::Down(domain, why, time) => self.down(domain, why, time).await,
             MachineEvent::Unseen(domain, why, _) => {
                 let why = format!("the VM ended before it could be looked at: {why}");
@@ -165,7 +171,7 @@ impl Service {
             MachineEvent::Disk(outcome, done) => {
                 tracing::info!(?outcome, "disk");
                 let fact = facts::of_disk(&self.options.host, outcome, SystemClock.now());
-                self.recorder.submit(fact, None, Some(done)).await;
+                self.recorder.submit(fact, None, Some(told(done, ()))).await;
             }
         }
     }
@@ -257,6 +263,7 @@ impl Service {
 
     async fn ended(&mut self, mut instance: vestigo_model::Instance, why: StopReason, time: Timestamp) {
         self.payloads_lost(instance.domain, time).await;
+        self.positions.retain(|position| position.domain != instance.domain);
         instance.end = Some(InstanceEnd { time, why });
         self.recorder.submit(Fact::Instance(instance), None, None).await;
     }
@@ -311,43 +318,98 @@ impl Service {
         self.event(Some(domain), EventKind::AgentHello, detail).await;
     }
 
-    /// Turns a statement into facts. Its lease is in the book before it is acknowledged, so that no flow of the payload
-    /// can come first.
+    /// Turns a statement into a fact and a verdict. A payload's lease is in the book before its start is acknowledged, so
+    /// that no flow of it can come first.
     async fn claim(
         &mut self,
         domain: DomainUuid,
         position: LinkPosition,
         time: Timestamp,
         claim: Claim,
-        done: oneshot::Sender<()>,
+        done: oneshot::Sender<Verdict>,
     ) {
         let now = SystemClock.now();
         if let Some(vm) = self.vms.get_mut(&domain) {
             vm.heard(now);
         }
-        self.positions.retain(|known| (known.domain, known.boot) != (domain, position.boot));
+        self.note_position(&position);
+        let (fact, verdict) = match claim {
+            Claim::PayloadStart(claim) => match self.refusal(domain, &claim) {
+                None => (self.payload_starts(domain, now, time, claim).await, Ok(())),
+                Some(reason) => {
+                    let what = format!("payload {} was refused: {reason}", claim.uid);
+                    tracing::warn!(%domain, what, "refused");
+                    (facts::link_fault(&self.options.host, domain, now, what), Err(reason))
+                }
+            },
+            Claim::PayloadEnd { uid, exit } => (self.payload_ends(domain, now, time, uid, exit), Ok(())),
+            Claim::Unknown => {
+                (facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()), Ok(()))
+            }
+        };
+        self.recorder.submit(fact, Some(position), Some(told(done, verdict))).await;
+    }
+
+    /// Remembers where the VM's chain ends; a guest that makes up boots pushes out its own.
+    fn note_position(&mut self, position: &LinkPosition) {
+        self.positions.retain(|known| (known.domain, known.boot) != (position.domain, position.boot));
         self.positions.push(position.clone());
-        let fact = match claim {
-            Claim::PayloadStart(claim) => {
-                let host = self.options.host.clone();
-                let payload = Payload { host, domain, received: now, claimed: time, claim, end: None };
-                self.contradictions(&payload).await;
+        let of_vm = self.positions.iter().filter(|known| known.domain == position.domain).count();
+        if of_vm > MAX_BOOTS {
+            let oldest = self.positions.iter().position(|known| known.domain == position.domain);
+            oldest.map(|index| self.positions.remove(index));
+        }
+    }
+
+    /// Why a payload must not start. What was claimed once under a run id stays: a guest may not write its history anew.
+    fn refusal(&self, domain: DomainUuid, claim: &PayloadClaim) -> Option<Label> {
+        let reason = if let Err(bound) = claim.check() {
+            format!("the claim is out of bounds: {bound}")
+        } else if self.book.payload(domain, claim.uid).is_some_and(|known| known.claim != *claim) {
+            "its run id belongs to another payload".to_owned()
+        } else if self.book.live(domain) >= MAX_LIVE {
+            format!("{MAX_LIVE} payloads of this VM are running already")
+        } else {
+            return None;
+        };
+        Label::new(reason).or_else(|_| Label::new("refused")).ok()
+    }
+
+    async fn payload_starts(
+        &mut self,
+        domain: DomainUuid,
+        now: Timestamp,
+        claimed: Timestamp,
+        claim: PayloadClaim,
+    ) -> Fact {
+        if let Some(known) = self.book.payload(domain, claim.uid) {
+            // Said again, word for word, by an agent that could not know that it was heard.
+            return Fact::Payload(known.clone());
+        }
+        let payload = Payload { host: self.options.host.clone(), domain, received: now, claimed, claim, end: None };
+        self.contradictions(&payload).await;
+        self.book.enter(payload.clone());
+        Fact::Payload(payload)
+    }
+
+    fn payload_ends(
+        &mut self,
+        domain: DomainUuid,
+        now: Timestamp,
+        claimed: Timestamp,
+        uid: PayloadUid,
+        exit: Exit,
+    ) -> Fact {
+        let fault = |what| facts::link_fault(&self.options.host, domain, now, what);
+        match self.book.payload(domain, uid).cloned() {
+            None => fault(format!("the end of an unknown payload {uid}")),
+            Some(payload) if payload.end.is_some() => fault(format!("another end of payload {uid}, which has ended")),
+            Some(mut payload) => {
+                payload.end = Some(PayloadEnd { received: now, claimed, exit });
                 self.book.enter(payload.clone());
                 Fact::Payload(payload)
             }
-            Claim::PayloadEnd { uid, exit } => match self.book.payload(domain, uid).cloned() {
-                Some(mut payload) => {
-                    payload.end = Some(PayloadEnd { received: now, claimed: time, exit });
-                    self.book.enter(payload.clone());
-                    Fact::Payload(payload)
-                }
-                None => {
-                    facts::link_fault(&self.options.host, domain, now, format!("the end of an unknown payload {uid}"))
-                }
-            },
-            Claim::Unknown => facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()),
-        };
-        self.recorder.submit(fact, Some(position), Some(done)).await;
+        }
     }
 
     async fn contradictions(&self, payload: &Payload) {

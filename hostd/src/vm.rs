@@ -151,7 +151,7 @@ fn open(observed: Observed, options: MeterOptions, queue: &Sender<Tapped>) -> Re
 
 /// What a tap's report amounts to.
 fn seen(report: &Report) -> Vec<CoverageState> {
-    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue")]
+    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue"), (report.orphans, "fragments")]
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, place)| lost(Some(count), place))

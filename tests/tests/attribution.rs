@@ -82,7 +82,9 @@ fn a_call_leads_to_its_payload_whatever_happens() -> Result<()> {
     the_same_address_in_two_tenants(&stack, vms, &peers)?;
     concurrent_payloads(&stack, &atlas, &peers[0])?;
     hostd_is_killed(&stack, &atlas, &peers[0])?;
+    a_flooded_frame_is_nobodys(&stack, &peers[0])?;
     garbage_from_a_guest(&stack, &cms, &peers[1])?;
+    history_is_not_written_anew(&stack, &cms)?;
     a_vm_without_metadata(&world, &stack, &bridges[1], &peers[1])?;
     without_hostd_nothing_starts(&stack, &atlas)?;
     Ok(())
@@ -198,6 +200,59 @@ fn garbage_from_a_guest(stack: &Stack<'_>, vm: &Vm<'_>, peer: &Peer<'_>) -> Resu
     let call = listener.wait_for(1, BOOT)?.remove(0);
     let truth = vec![expect(vm, "cms", "after-garbage", "gus")];
     eventually("the call after the garbage", &truth, || who(stack, &call, &[]))
+}
+
+/// A frame to an address that the bridge does not know reaches every tap. It comes from none of their VMs.
+fn a_flooded_frame_is_nobodys(stack: &Stack<'_>, peer: &Peer<'_>) -> Result<()> {
+    let send = "ip neigh replace 10.77.0.99 lladdr 02:00:00:00:00:99 dev eth0; echo flood > /dev/udp/10.77.0.99/9999";
+    let time = truth::now();
+    process::output(peer.command("bash")?.args(["-c", send]))?;
+    // Longer than the first record of a flow waits, and its way into the ledger.
+    std::thread::sleep(Duration::from_secs(4));
+    let said = stack.vestigo(&[
+        "who",
+        "--time",
+        &time,
+        "--window",
+        "4s",
+        "--ip",
+        GATEWAY,
+        "--peer",
+        "10.77.0.99",
+        "--json",
+    ])?;
+    assert_eq!(truth::candidates(&said.json()?)?, [], "no VM sent it");
+    Ok(())
+}
+
+/// Root in the guest says again, under the run id of an earlier payload, that it was somebody else's.
+fn history_is_not_written_anew(stack: &Stack<'_>, vm: &Vm<'_>) -> Result<()> {
+    let uid_of = |user: &str| -> Result<String> {
+        let pilots = stack.vestigo_json(&["pilots", "--user", user])?;
+        let uid = pilots.pointer("/answer/rows/0/payloads/0/payload").and_then(|uid| uid.as_str());
+        uid.map(str::to_owned).with_context(|| format!("no run of {user}: {pilots:#}"))
+    };
+    let uid = uid_of("gus")?;
+    let zeros = "0".repeat(64);
+    let lines = format!(
+        "{{\"type\":\"hello\",\"protocol\":1,\"boot\":\"00000000-0000-4000-8000-00000000beef\",\"agent\":\"forged\",\"last\":0,\"time\":\"2026-01-01T00:00:00Z\"}}\n\
+         {{\"type\":\"record\",\"seq\":1,\"prev\":\"{zeros}\",\"time\":\"2026-01-01T00:00:00Z\",\"claim\":{{\"event\":\"payload-start\",\
+         \"uid\":\"{uid}\",\"pilot\":\"p\",\"payload\":\"after-garbage\",\"user\":{{\"issuer\":\"https://iam.example\",\"subject\":\"ivan.the.innocent\"}},\
+         \"vo\":\"cms\",\"trust\":\"asserted-by-vo\"}}}}\n"
+    );
+    vm.console().put("/tmp/forged", lines.as_bytes(), 0o600)?;
+    let forge = "chmod a-x /usr/sbin/guest-agent; killall guest-agent; sleep 1
+        { echo; cat /tmp/forged; sleep 1; } > /dev/virtio-ports/org.vestigo.attribution.0
+        chmod a+x /usr/sbin/guest-agent";
+    vm.console().run(forge, BOOT)?;
+    process::wait_for("the forgery to be refused", Duration::from_secs(30), || {
+        Ok(stack.log("hostd").contains("its run id belongs to another payload").then_some(()))
+    })?;
+    pilot::wait_agent(vm)?;
+    assert_eq!(uid_of("gus")?, uid, "the first claim holds");
+    let innocent = stack.vestigo(&["pilots", "--user", "ivan.the.innocent"])?;
+    assert_eq!(innocent.status, 3, "{innocent:?}");
+    Ok(())
 }
 
 /// No metadata: the VM is `plain` and its VO unmapped, never guessed; its payloads are attributed all the same.

@@ -1,8 +1,7 @@
 //! Frames off a tap, behind one trait, and the thread that meters them.
 //!
-//! The `pnet` backend is the portable one: one `poll` and one `recvfrom` per frame. It knows neither the kernel's time
-//! stamp nor the VLAN tag that the kernel has stripped nor the frame's direction; direction is taken from the hardware
-//! addresses, time from the clock when the frame is read (docs/decisions/0003).
+//! The `pnet` backend is the portable one, frame by frame. Direction and time come from the kernel, asked for each frame before
+//! pnet takes it; the VLAN tag that the kernel has stripped is not seen (docs/decisions/0003).
 
 mod pnet;
 mod socket;
@@ -11,6 +10,8 @@ mod tap;
 use std::io;
 
 use vestigo_model::{TapName, Timestamp};
+
+use crate::decode::Heading;
 
 pub use self::{
     pnet::PnetSource,
@@ -24,6 +25,8 @@ pub struct Frame<'a> {
     pub bytes: &'a [u8],
     /// When the host saw it.
     pub time: Timestamp,
+    /// Which way it goes. The kernel's word: hardware addresses are the guest's to forge.
+    pub heading: Heading,
 }
 
 /// Where frames come from.

@@ -1,9 +1,13 @@
 use std::{
     io,
-    os::fd::{IntoRawFd, OwnedFd},
+    os::fd::{AsFd as _, IntoRawFd, OwnedFd},
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, poll},
+};
 use pnet::datalink::{self, Channel, ChannelType, Config, DataLinkReceiver};
 use vestigo_model::{Clock, SystemClock, TapName};
 
@@ -14,12 +18,13 @@ const READ_BUFFER: usize = 65_600;
 /// Kernel-side queue. At 1 Gbit/s of full frames this is a quarter of a second.
 const RECEIVE_BUFFER: usize = 32 << 20;
 /// How long one wait for a frame lasts: the pace of expiry and of stopping.
-const WAIT: Duration = Duration::from_millis(100);
+const WAIT: u16 = 100; // milliseconds
 
 /// Frames through `pnet_datalink`.
 pub struct PnetSource {
     receiver: Box<dyn DataLinkReceiver>,
-    statistics: OwnedFd,
+    /// The same socket as pnet's, to ask the kernel what pnet does not.
+    socket: OwnedFd,
 }
 
 impl PnetSource {
@@ -34,10 +39,10 @@ impl PnetSource {
             .ok_or_else(|| CaptureError::NoInterface(tap.clone()))?;
         let failed = |source| CaptureError::Open { tap: tap.clone(), source };
         let fd = socket::open(RECEIVE_BUFFER).map_err(failed)?;
-        let statistics = fd.try_clone().map_err(failed)?;
+        let socket = fd.try_clone().map_err(failed)?;
         let config = Config {
             read_buffer_size: READ_BUFFER,
-            read_timeout: Some(WAIT),
+            read_timeout: Some(Duration::from_millis(WAIT.into())),
             channel_type: ChannelType::Layer2,
             promiscuous: true,
             // pnet closes it, also when it fails.
@@ -45,7 +50,7 @@ impl PnetSource {
             ..Config::default()
         };
         match datalink::channel(&interface, config).map_err(failed)? {
-            Channel::Ethernet(_, receiver) => Ok(Self { receiver, statistics }),
+            Channel::Ethernet(_, receiver) => Ok(Self { receiver, socket }),
             _ => Err(failed(io::Error::other("pnet gave no Ethernet channel"))),
         }
     }
@@ -53,15 +58,21 @@ impl PnetSource {
 
 impl FrameSource for PnetSource {
     fn next(&mut self) -> io::Result<Option<Frame<'_>>> {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, WAIT) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let Some((heading, stamp)) = socket::peek(&self.socket)? else { return Ok(None) };
         match self.receiver.next() {
-            Ok(bytes) => Ok(Some(Frame { bytes, time: SystemClock.now() })),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Ok(bytes) => Ok(Some(Frame { bytes, time: stamp.unwrap_or_else(|| SystemClock.now()), heading })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     fn take_dropped(&mut self) -> u64 {
-        socket::take_dropped(&self.statistics).unwrap_or(0)
+        socket::take_dropped(&self.socket).unwrap_or(0)
     }
 }

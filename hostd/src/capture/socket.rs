@@ -2,12 +2,25 @@
 #![allow(unsafe_code)]
 
 use std::{
-    io,
+    io::{self, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
 };
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockType, recvmsg, setsockopt, socket,
+            sockopt,
+        },
+        time::TimeSpec,
+    },
+};
+use vestigo_model::Timestamp;
+
+use crate::decode::Heading;
 
 /// Opens a packet socket that receives nothing yet: protocol 0, so that no frame of another interface can slip in before
 /// it is bound (packet(7)).
@@ -20,7 +33,33 @@ pub(super) fn open(receive_buffer: usize) -> io::Result<OwnedFd> {
     if setsockopt(&fd, sockopt::RcvBufForce, &receive_buffer).is_err() {
         setsockopt(&fd, sockopt::RcvBuf, &receive_buffer)?;
     }
+    setsockopt(&fd, sockopt::ReceiveTimestampns, &true)?;
     Ok(fd)
+}
+
+/// What the kernel says of the frame that waits: which way it goes, and when it came (`None` if it has no stamp). The frame
+/// stays where it is. `None` when none waits.
+///
+/// # Errors
+/// The kernel's: the interface is gone or down.
+pub(super) fn peek(fd: &OwnedFd) -> io::Result<Option<(Heading, Option<Timestamp>)>> {
+    let mut byte = [0; 1];
+    let mut iov = [IoSliceMut::new(&mut byte)];
+    let mut control = nix::cmsg_space!(TimeSpec);
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let message = match recvmsg::<LinkAddr>(fd.as_raw_fd(), &mut iov, Some(&mut control), flags) {
+        Ok(message) => message,
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // On a tap "outgoing" is what the host sends out through it: to the VM (packet(7)).
+    let outgoing = message.address.is_some_and(|address| address.pkttype() == libc::PACKET_OUTGOING);
+    let heading = if outgoing { Heading::ToVm } else { Heading::FromVm };
+    let stamp = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+        _ => None,
+    });
+    Ok(Some((heading, stamp.map(|since| Timestamp::from_nanos(0) + since))))
 }
 
 /// Frames dropped for want of room since the last call (`PACKET_STATISTICS` resets when read).

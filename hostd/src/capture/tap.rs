@@ -14,7 +14,7 @@ use vestigo_model::{Clock, DomainUuid, HostId, InstanceId, SystemClock, Tap, Tim
 use super::{CaptureError, Frame, FrameSource};
 use crate::{
     decode::{self, Heading, Packet, Undecodable},
-    meter::{MeterOptions, Metered, Table},
+    meter::{Fragments, MeterOptions, Metered, Table},
 };
 
 /// How often the table is asked for what is due.
@@ -55,8 +55,10 @@ pub struct Report {
     pub evicted: u64,
     /// Records that the queue to the ledger had no room for.
     pub unqueued: u64,
-    /// Unicast frames from or to neither the guest's address: a switch that floods, or a guest that forges.
+    /// Frames from the VM under another hardware address, and flooded ones that are not for it.
     pub foreign: u64,
+    /// Later fragments whose first was not seen: metered without ports.
+    pub orphans: u64,
     /// Frames that are no IP packet, by reason.
     pub undecodable: BTreeMap<Undecodable, u64>,
     /// The tap went away.
@@ -85,6 +87,7 @@ impl TapCapture {
         let tap = observed.tap.name.clone();
         let meter = Meter {
             table: Table::new(options),
+            fragments: Fragments::default(),
             observed: Arc::new(observed),
             queue,
             report: Report::default(),
@@ -126,6 +129,7 @@ impl TapCapture {
 struct Meter {
     observed: Arc<Observed>,
     table: Table,
+    fragments: Fragments,
     queue: Sender<Tapped>,
     report: Report,
     shared: Arc<Mutex<Report>>,
@@ -162,27 +166,30 @@ impl Meter {
     fn frame(&mut self, frame: Frame<'_>) {
         self.report.frames += 1;
         match decode::decode(frame.bytes) {
-            Ok(packet) => {
-                let heading = self.heading(&packet);
-                let records = self.table.packet(&packet, heading, frame.time);
+            Ok(mut packet) => {
+                self.fragments.resolve(&mut packet);
+                if self.is_foreign(&packet, frame.heading) {
+                    self.report.foreign += 1;
+                    if frame.heading == Heading::ToVm {
+                        // Flooded: it reaches the tap, but is neither from the VM nor for it.
+                        return;
+                    }
+                }
+                let records = self.table.packet(&packet, frame.heading, frame.time);
                 self.send(records);
             }
             Err(reason) => *self.report.undecodable.entry(reason).or_default() += 1,
         }
     }
 
-    /// The guest's own hardware address tells. What neither comes from it nor goes to it or to many is a forged source
-    /// (then the guest sent it) or a flooded frame (then it did not); the tap alone cannot say, so it is counted.
-    fn heading(&mut self, packet: &Packet) -> Heading {
+    /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
+    /// floods. Counted; the direction is the kernel's word and not in doubt.
+    fn is_foreign(&self, packet: &Packet, heading: Heading) -> bool {
         let (src, dst) = packet.ether;
         let to_many = dst.0.first().is_some_and(|byte| byte & 1 == 1);
-        if src == self.observed.tap.mac {
-            Heading::FromVm
-        } else if dst == self.observed.tap.mac || to_many {
-            Heading::ToVm
-        } else {
-            self.report.foreign += 1;
-            Heading::FromVm
+        match heading {
+            Heading::FromVm => src != self.observed.tap.mac,
+            Heading::ToVm => dst != self.observed.tap.mac && !to_many,
         }
     }
 
@@ -199,12 +206,14 @@ impl Meter {
 
     fn publish(&mut self) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        self.report.orphans += self.fragments.take_orphans();
         let own = std::mem::take(&mut self.report);
         shared.frames += own.frames;
         shared.dropped += own.dropped;
         shared.evicted += own.evicted;
         shared.unqueued += own.unqueued;
         shared.foreign += own.foreign;
+        shared.orphans += own.orphans;
         shared.ended |= own.ended;
         for (reason, count) in own.undecodable {
             *shared.undecodable.entry(reason).or_default() += count;

@@ -3,5 +3,5 @@
 mod serial;
 mod session;
 
-pub use serial::{LinkEvent, LinkHandle, LinkOptions, open};
-pub use session::{Session, Step};
+pub use serial::{LinkEvent, LinkHandle, LinkOptions, Verdict, open};
+pub use session::{MAX_BOOTS, Session, Step};

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -7,11 +7,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use vestigo_model::{
-    BootId, Clock, DomainUuid, LinkPosition, SystemClock, Timestamp,
+    Clock, DomainUuid, Label, LinkPosition, SystemClock, Timestamp,
     link::{self, Claim, Heartbeat, Hello, HostFrame, LineReader},
 };
 
-use super::{Session, Step};
+use super::{Session, Step, session::MAX_BOOTS};
 
 /// How long a guest may leave our bytes unread before the channel is opened anew.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,13 +25,18 @@ pub struct LinkOptions {
     pub lines_per_second: f64,
     /// Lines at once.
     pub burst: f64,
+    /// Bytes that count as one line more: a long line costs more than a short one.
+    pub line_bytes: usize,
 }
 
 impl Default for LinkOptions {
     fn default() -> Self {
-        Self { lines_per_second: 500.0, burst: 5000.0 }
+        Self { lines_per_second: 500.0, burst: 2000.0, line_bytes: 1024 }
     }
 }
+
+/// Whether the host takes what a statement says. Its place in the chain is taken either way.
+pub type Verdict = Result<(), Label>;
 
 /// What a link tells the service.
 #[allow(clippy::large_enum_variant)] // short-lived, and moved once
@@ -47,8 +52,8 @@ pub enum LinkEvent {
         time: Timestamp,
         /// What it says.
         claim: Claim,
-        /// Told when durable; dropped when it could not be kept.
-        done: oneshot::Sender<()>,
+        /// Told the verdict when it is durable; dropped when it could not be kept.
+        done: oneshot::Sender<Verdict>,
     },
     /// The agent introduced itself.
     Met(DomainUuid, Hello),
@@ -76,14 +81,15 @@ pub fn open(
     options: LinkOptions,
     events: mpsc::Sender<LinkEvent>,
 ) -> LinkHandle {
-    let durable = known.into_iter().filter(|p| p.domain == domain).map(|p| (p.boot, p)).collect();
+    let durable = known.into_iter().filter(|position| position.domain == domain).collect();
     let link = Link { domain, durable, events, budget: Budget::new(options), faults: Faults::default() };
     LinkHandle(tokio::spawn(link.run(path)))
 }
 
 struct Link {
     domain: DomainUuid,
-    durable: HashMap<BootId, LinkPosition>,
+    /// Where each boot's chain ends on disk, the newest last.
+    durable: Vec<LinkPosition>,
     events: mpsc::Sender<LinkEvent>,
     budget: Budget,
     faults: Faults,
@@ -111,7 +117,7 @@ impl Link {
 
     /// One opening of the channel, until either side gives up.
     async fn talk(&mut self, mut stream: UnixStream) -> io::Result<()> {
-        let mut session = Session::new(self.domain, self.durable.values().cloned());
+        let mut session = Session::new(self.domain, self.durable.iter().cloned());
         let mut reader = LineReader::new();
         let mut buffer = vec![0; 16 * 1024];
         // The empty line ends whatever line the guest's reader was in.
@@ -123,12 +129,12 @@ impl Link {
                 return Ok(());
             }
             let lines = reader.push(buffer.get(..read).unwrap_or_default());
-            let count = lines.len();
+            let cost = lines.len() + read / self.budget.options.line_bytes.max(1);
             let steps = lines.iter().flat_map(|line| session.line(line, SystemClock.now())).collect();
             for frame in self.carry_out(steps).await? {
                 send_frame(&mut stream, &frame).await?;
             }
-            self.budget.spend(count).await;
+            self.budget.spend(cost).await;
         }
     }
 
@@ -158,12 +164,26 @@ impl Link {
                 }
             }
         }
+        let mut refusals = Vec::new();
         for (position, durable) in waiting {
             // Not durable: close, so that the guest sends it again from the last durable one.
-            durable.await.map_err(|_| io::Error::other("the ledger could not keep a record"))?;
-            self.durable.insert(position.boot, position);
+            let verdict = durable.await.map_err(|_| io::Error::other("the ledger could not keep a record"))?;
+            if let Err(reason) = verdict {
+                refusals.push(HostFrame::Refuse { seq: position.seq, reason });
+            }
+            self.keep(position);
         }
-        Ok(frames)
+        // Before the acknowledgements, which cover the refused as well.
+        refusals.append(&mut frames);
+        Ok(refusals)
+    }
+
+    /// Remembers where the boot's chain ends, and forgets the boot not heard of for longest.
+    fn keep(&mut self, position: LinkPosition) {
+        self.durable.retain(|known| known.boot != position.boot);
+        self.durable.push(position);
+        let surplus = self.durable.len().saturating_sub(MAX_BOOTS);
+        self.durable.drain(..surplus);
     }
 
     async fn tell(&self, event: LinkEvent) -> io::Result<()> {

@@ -2,15 +2,13 @@
 //!
 //! Identity never enters here: the caller knows the VM from the channel it opened.
 
-use std::collections::HashMap;
-
 use vestigo_model::{
     BootId, Digest, DomainUuid, LinkPosition, Timestamp,
     link::{self, Claim, FrameError, GuestFrame, Heartbeat, Hello, HostFrame, PROTOCOL, Record},
 };
 
 /// Most boots of one VM whose chains are remembered.
-const MAX_BOOTS: usize = 16;
+pub const MAX_BOOTS: usize = 16;
 
 /// What the caller has to do, in order.
 #[allow(clippy::large_enum_variant)] // short-lived, and moved once
@@ -40,7 +38,8 @@ pub enum Step {
 pub struct Session {
     domain: DomainUuid,
     boot: Option<BootId>,
-    heads: HashMap<BootId, (u64, Digest)>,
+    /// Where each boot's chain ends, the latest boot last.
+    heads: Vec<(BootId, (u64, Digest))>,
 }
 
 impl Session {
@@ -76,23 +75,33 @@ impl Session {
         if hello.protocol != PROTOCOL {
             return vec![Step::Fault(format!("the agent speaks protocol {}, hostd {PROTOCOL}", hello.protocol))];
         }
-        if !self.heads.contains_key(&hello.boot) && self.heads.len() >= MAX_BOOTS {
-            // Only this boot's chain can go on; the others are history and live in the ledger.
-            self.heads.clear();
-        }
+        let head = self.head(hello.boot).unwrap_or((0, Digest::ZERO));
         self.boot = Some(hello.boot);
-        self.heads.entry(hello.boot).or_insert((0, Digest::ZERO));
+        self.set_head(hello.boot, head);
         let welcome = self.welcome(now);
         [Some(Step::Met(hello)), welcome].into_iter().flatten().collect()
     }
 
+    fn head(&self, boot: BootId) -> Option<(u64, Digest)> {
+        self.heads.iter().find(|(known, _)| *known == boot).map(|(_, head)| *head)
+    }
+
+    /// Forgets the boot not heard of for longest when there are too many: a guest may make them up. What it then says again
+    /// under an old one is known by its run id.
+    fn set_head(&mut self, boot: BootId, head: (u64, Digest)) {
+        self.heads.retain(|(known, _)| *known != boot);
+        self.heads.push((boot, head));
+        let surplus = self.heads.len().saturating_sub(MAX_BOOTS);
+        self.heads.drain(..surplus);
+    }
+
     fn welcome(&self, now: Timestamp) -> Option<Step> {
-        let (acked, head) = *self.heads.get(&self.boot?)?;
+        let (acked, head) = self.head(self.boot?)?;
         Some(Step::Send(HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: now }))
     }
 
     fn record(&mut self, record: Record, digest: Digest, now: Timestamp) -> Vec<Step> {
-        let Some((boot, (seq, head))) = self.boot.and_then(|boot| Some((boot, *self.heads.get(&boot)?))) else {
+        let Some((boot, (seq, head))) = self.boot.and_then(|boot| Some((boot, self.head(boot)?))) else {
             return vec![Step::Fault("a record before hello".into()), Step::Send(Self::greeting(now))];
         };
         if record.seq <= seq {
@@ -105,7 +114,7 @@ impl Session {
             let fault = format!("record {} does not follow record {seq}", record.seq);
             return [Some(Step::Fault(fault)), self.welcome(now)].into_iter().flatten().collect();
         }
-        self.heads.insert(boot, (record.seq, digest));
+        self.set_head(boot, (record.seq, digest));
         let position = LinkPosition { domain: self.domain, boot, seq: record.seq, digest };
         vec![
             Step::Commit { position, time: record.time, claim: record.claim },

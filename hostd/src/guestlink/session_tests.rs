@@ -84,6 +84,16 @@ fn after_a_restart_the_chain_goes_on_where_it_was_durable() {
 }
 
 #[test]
+fn boots_are_bounded_and_the_present_one_is_kept() {
+    let mut session = Session::new(domain(), []);
+    for n in 0..100 {
+        session.line(&hello(n), at(1));
+    }
+    assert_eq!(session.heads.len(), MAX_BOOTS);
+    assert_eq!(commits(&session.line(&chain(1)[0], at(1))), [1]);
+}
+
+#[test]
 fn gaps_forks_and_silence_before_hello_are_faults() {
     let records = chain(3);
     let mut session = Session::new(domain(), []);

@@ -10,10 +10,12 @@
 //! The first record of a flow that lasts is written after `first`, so that a question asked during an incident does not
 //! wait for the active timeout. The sum over a flow's records is its total.
 
+mod fragments;
 mod table;
 
 use std::time::Duration;
 
+pub use fragments::Fragments;
 pub use table::{Metered, Table};
 
 /// Timeouts and bounds.

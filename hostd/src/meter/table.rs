@@ -9,6 +9,11 @@ use vestigo_model::{Direction, EndReason, Initiator, Timestamp};
 use super::MeterOptions;
 use crate::decode::{Heading, Packet, proto, tcp_flag};
 
+/// Flows looked at to find a quiet one.
+const EVICTION_SAMPLE: usize = 64;
+/// Most records of one expiry.
+const MAX_RECORDS: usize = 2000;
+
 /// Both ends of a conversation, in an order that does not depend on who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -126,6 +131,8 @@ impl Table {
         let mut out = Vec::new();
         self.flows.retain(|key, entry| match entry.due(key.proto, now, &options) {
             None => true,
+            // The rest is due next time: one VM's flood must not fill the queue that all share.
+            Some(_) if out.len() >= MAX_RECORDS => true,
             Some(EndReason::Active) => {
                 out.extend(entry.record(key, EndReason::Active));
                 entry.next_record = now + options.active;
@@ -148,9 +155,11 @@ impl Table {
         self.flows.remove(&key).and_then(|mut entry| entry.record(&key, reason))
     }
 
+    /// Of a handful taken as they come: looking at all of a full table for every packet of a flood would cost more than the
+    /// flood does.
     fn evict_quietest(&mut self) -> Option<Metered> {
         self.evicted += 1;
-        let key = *self.flows.iter().min_by_key(|(_, entry)| entry.last)?.0;
+        let key = *self.flows.iter().take(EVICTION_SAMPLE).min_by_key(|(_, entry)| entry.last)?.0;
         self.remove(key, EndReason::LackOfResources)
     }
 }
@@ -177,7 +186,7 @@ fn opens_anew(packet: &Packet, entry: Option<&Entry>) -> bool {
 
 /// Whether the packet's source is the originator, and how sure that is.
 fn originator(packet: &Packet) -> (bool, Initiator) {
-    if packet.later_fragment {
+    if packet.portless() {
         return (true, Initiator::Unknown);
     }
     match (packet.proto, packet.icmp) {

@@ -26,7 +26,7 @@ fn packet(src: &str, src_port: u16, dst: &str, dst_port: u16, proto: u8, flags: 
         tcp_flags: flags,
         icmp: None,
         ip_bytes: 40,
-        later_fragment: false,
+        fragment: None,
     }
 }
 
@@ -108,6 +108,16 @@ fn a_ping_and_its_answer_are_one_flow() {
     assert_eq!((records[0].orig.1, records[0].resp.1), (77, 8 << 8));
     assert_eq!((records[0].from_orig.0, records[0].from_resp.0), (1, 1));
     assert_eq!(records[0].end_reason, EndReason::Idle);
+}
+
+#[test]
+fn a_flood_is_told_in_pieces() {
+    let mut table = Table::new(MeterOptions::default());
+    for port in 0..5000 {
+        run(&mut table, &[(0, packet(VM, port, PEER, 53, proto::UDP, 0))]);
+    }
+    let told: Vec<usize> = (0..4).map(|n| table.expire(at(61_000 + n)).len()).collect();
+    assert_eq!(told, [2000, 2000, 1000, 0]);
 }
 
 #[test]
