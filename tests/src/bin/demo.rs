@@ -3,6 +3,12 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().len() > 1 {
+        eprintln!(
+            "demo takes no arguments; it tells its story on VMs of its own (root; `make demo` installs what it needs)"
+        );
+        return ExitCode::from(2);
+    }
     match vestigo_tests::demo::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
