@@ -47,8 +47,10 @@ fn try_exec(options: Exec) -> Result<u8, Refusal> {
     let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let mut status = options.json_status_fd.map(status_file).transpose()?;
     let work = options.work.as_deref().map(open_work).transpose()?;
-    let mut daemon = connect(&options.socket)?;
+    let socket = options.socket.clone();
     let request = request(options)?;
+    // Last: the daemon does not wait long for what a connection wants.
+    let mut daemon = connect(&socket)?;
     send(&mut daemon, &request, work.as_ref())?;
     loop {
         forward_signals(&mut daemon, &signals)?;
@@ -150,8 +152,15 @@ fn send(daemon: &mut Channel, request: &ExecRequest, work: Option<&OwnedFd>) -> 
         Err(WireError::Io(error)) if error.raw_os_error() == Some(libc::EBADF) => {
             Err(Refusal::caller("standard input, output or error is closed; redirect it to /dev/null"))
         }
+        // It may have said why before it closed: that is read next.
+        Err(error) if hung_up(&error) => Ok(()),
         Err(error) => Err(lost(&error)),
     }
+}
+
+fn hung_up(error: &WireError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error, WireError::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset))
 }
 
 /// Waits until the daemon has something to say, handing signals on meanwhile.
@@ -163,7 +172,10 @@ fn forward_signals(daemon: &mut Channel, signals: &SignalFd) -> Result<(), Refus
         let ready = fds.first().and_then(PollFd::any).unwrap_or(false);
         while let Ok(Some(info)) = signals.read_signal() {
             let signal = i32::try_from(info.ssi_signo).unwrap_or(libc::SIGTERM);
-            daemon.send(&Message::Signal { signal }, &[]).map_err(|e| lost(&e))?;
+            match daemon.send(&Message::Signal { signal }, &[]) {
+                Err(error) if !hung_up(&error) => return Err(lost(&error)),
+                _ => {}
+            }
         }
         if ready {
             break;
@@ -187,9 +199,16 @@ fn exit_code(exit: Exit) -> u8 {
 /// A sentence for the caller.
 pub fn status(options: &StatusArgs) -> Result<(), Refusal> {
     let mut daemon = connect(&options.socket)?;
-    daemon.send(&Request::Status, &[]).map_err(|e| lost(&e))?;
-    let Reply::Status(status) = daemon.receive::<Reply>().map_err(|e| lost(&e))? else {
-        return Err(Refusal::system("the agent's daemon did not answer the question; is it of another version?"));
+    match daemon.send(&Request::Status, &[]) {
+        Err(error) if !hung_up(&error) => return Err(lost(&error)),
+        _ => {}
+    }
+    let status = match daemon.receive::<Reply>().map_err(|e| lost(&e))? {
+        Reply::Status(status) => status,
+        Reply::Refused { code, reason } => return Err(Refusal { code, reason }),
+        Reply::Started { .. } | Reply::Ended { .. } => {
+            return Err(Refusal::system("the agent's daemon did not answer the question; is it of another version?"));
+        }
     };
     let text = if options.json {
         serde_json::to_string(&status).map_err(|e| Refusal::system(e.to_string()))? + "\n"

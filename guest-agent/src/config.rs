@@ -114,6 +114,8 @@ pub struct Config {
     pub expose: Vec<PathBuf>,
     /// Most bytes of records that may wait for an acknowledgement before new payloads are refused.
     pub spool_bytes: usize,
+    /// Who may call besides root; everybody when absent.
+    pub allow_uids: Option<Vec<u32>>,
 }
 
 impl Default for Config {
@@ -132,6 +134,7 @@ impl Default for Config {
             uid_base: 200_000,
             expose: Vec::new(),
             spool_bytes: 8 << 20,
+            allow_uids: None,
         }
     }
 }
@@ -284,6 +287,7 @@ mod tests {
             ("ack_timeout = -1.0", 1, "ack_timeout"),
             ("expose = [\"/run/x\"]", 1, "expose"),
             ("link = \"tcp:1\"", 1, "link"),
+            ("allow_uids = [-1]", 1, "allow_uids"),
         ];
         for (text, line, key) in cases {
             let (at, message) = Config::parse(text).unwrap_err();

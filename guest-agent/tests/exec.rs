@@ -350,6 +350,169 @@ fn a_client_that_says_nothing_or_rubbish_hurts_nobody() {
     drop(silent);
 }
 
+/// What was hashed is what runs, whatever happens to the file while the record is on its way.
+#[test]
+fn a_program_patched_after_its_digest_was_taken_does_not_run() {
+    let world = World::start("");
+    let host = world.host();
+    let work = world.path("pilot");
+    fs::create_dir(&work).unwrap();
+    chown(&work, Some(1000), Some(1000)).unwrap();
+    let prog = work.join("prog");
+    let script = b"#!/bin/sh\necho good $1; echo $0 | cut -c1-8; ls -l $0 | cut -c1\n".to_vec();
+    let (binary, other) = (fs::read("/bin/echo").unwrap(), fs::read("/bin/false").unwrap());
+    let evil = b"#!/bin/sh\necho evil\n".to_vec();
+    for (round, (before, after, expected)) in
+        [(script, evil, "good x\n/dev/fd/\nl\n"), (binary, other, "x\n")].into_iter().enumerate()
+    {
+        fs::write(&prog, &before).unwrap();
+        chown(&prog, Some(1000), Some(1000)).unwrap();
+        fs::set_permissions(&prog, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        host.hold.store(true, Ordering::SeqCst);
+        let folder = work.display().to_string();
+        let mut exec = world.exec_with("alice", &["--work", &folder], &["./prog", "x"]);
+        let payload = exec.uid(1000).gid(1000).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let payload = payload.unwrap();
+        if round == 0 {
+            // Before the greeting is answered nothing is built at all.
+            wait_for("the greeting", || host.book.lock().unwrap().hellos > 0);
+            host.hold.store(false, Ordering::SeqCst);
+            world.wait_connected();
+            host.hold.store(true, Ordering::SeqCst);
+        }
+        wait_for("the record", || host.starts().len() == round + 1);
+        // In place: the same inode, so the descriptor of whoever opened it shows the new content.
+        fs::write(&prog, &after).unwrap();
+        host.hold.store(false, Ordering::SeqCst);
+        let output = payload.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output).as_str()), (Some(0), expected));
+        assert_eq!(host.starts()[round].executable.as_ref().unwrap().sha256, Digest::of(&before));
+    }
+    // What only root can change needs no copy; what others can change gets one.
+    assert_eq!(text(&world.exec("alice", &["readlink", "/proc/self/exe"]).output().unwrap()), "/usr/bin/readlink\n");
+    fs::copy("/usr/bin/readlink", &prog).unwrap();
+    let folder = work.display().to_string();
+    let mut exec = world.exec_with("alice", &["--work", &folder], &["./prog", "/proc/self/exe"]);
+    let said = text(&exec.uid(1000).gid(1000).output().unwrap());
+    assert!(said.contains("memfd:"), "{said}");
+    // Not more than memory should hold; the file has holes only.
+    fs::File::options().write(true).open(&prog).unwrap().set_len((512 << 20) + 1).unwrap();
+    let mut exec = world.exec_with("alice", &["--work", &folder], &["./prog"]);
+    let output = exec.uid(1000).gid(1000).output().unwrap();
+    assert!(output.status.code() == Some(126) && text(&output).contains("larger than 512 MiB"), "{}", text(&output));
+}
+
+#[test]
+fn a_refusal_is_never_taken_for_an_acknowledgement_and_the_chain_goes_on() {
+    let mut world = World::start("");
+    let host = world.host();
+    let said = |world: &World| {
+        let output = world.exec("alice", &["sh", "-c", "echo ran"]).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    *host.refuse.lock().unwrap() = Some("the claim is out of bounds: more than 8 leases");
+    let (code, text) = said(&world);
+    assert!(code == Some(203) && text.contains("more than 8 leases") && !text.contains("ran"), "{text}");
+    // The refusal is lost with the connection, and the next greeting counts the record as taken.
+    host.sever.store(true, Ordering::SeqCst);
+    let (code, text) = said(&world);
+    assert!(code == Some(203) && text.contains("more than 8 leases") && !text.contains("ran"), "{text}");
+    assert_eq!(host.starts().len(), 3, "it was said again");
+    assert_eq!(host.starts()[1], host.starts()[2]);
+    *host.refuse.lock().unwrap() = None;
+    assert_eq!(said(&world), (Some(0), "ran\n".into()));
+    // An acknowledgement that is lost the same way costs an honest pilot nothing.
+    host.sever.store(true, Ordering::SeqCst);
+    assert_eq!(said(&world), (Some(0), "ran\n".into()));
+    wait_for("the ends", || host.ends() == [Exit::Code(0); 2]);
+    // What was refused never ran, and a later life of the agent has not lost it.
+    let records = || host.book.lock().unwrap().records.len();
+    let before = records();
+    world.restart();
+    world.wait_connected();
+    assert_eq!(said(&world).0, Some(0));
+    wait_for("the end", || records() == before + 2);
+    assert!(!host.ends().contains(&Exit::Lost), "{:?}", host.ends());
+    assert_eq!(world.status().link.contradictions, 0);
+}
+
+#[test]
+fn one_uid_cannot_take_the_agent_from_the_others() {
+    let world = World::start("");
+    let _host = world.host();
+    world.wait_connected();
+    let socket = world.path("run/agent.sock").display().to_string();
+    let script = "use Socket; $SIG{PIPE} = 'IGNORE'; for (1..520) { socket($s[$_], PF_UNIX, SOCK_STREAM, 0); \
+                  connect($s[$_], sockaddr_un($ARGV[0])) } $| = 1; print \"done\\n\"; sleep 60";
+    let mut flood = std::process::Command::new("setpriv");
+    flood.args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "--pdeathsig", "KILL", "perl", "-e", script]);
+    let mut flood = flood.arg(socket).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(flood.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let run = |uid: u32| {
+        let output = world.exec("alice", &["true"]).uid(uid).gid(uid).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let (code, said) = run(1000);
+    assert!(code == Some(202) && said.contains("uid 1000 has 64 connections"), "{said}");
+    assert_eq!((run(1001), run(0)), ((Some(0), String::new()), (Some(0), String::new())));
+    // Who says nothing is put out after a while.
+    wait_for("room", || run(1000).0 == Some(0));
+    flood.kill().unwrap();
+    flood.wait().unwrap();
+}
+
+#[test]
+fn only_allowed_uids_may_call() {
+    let world = World::start("allow_uids = [1000]");
+    let _host = world.host();
+    let run = |uid: u32| {
+        let output = world.exec("alice", &["true"]).uid(uid).gid(uid).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    assert_eq!((run(1000).0, run(0).0), (Some(0), Some(0)));
+    for _ in 0..20 {
+        let (code, said) = run(1001);
+        assert!(code == Some(203) && said.contains("uid 1001 may not use") && said.contains("`allow_uids`"), "{said}");
+    }
+}
+
+#[test]
+fn a_refusal_is_read_even_when_the_request_cannot_be_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("agent.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let daemon = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        // Time for the client to fill the socket up, and to wait for room.
+        std::thread::sleep(Duration::from_millis(300));
+        let line = b"{\"event\":\"refused\",\"code\":203,\"reason\":\"not today\"}\n";
+        std::io::Write::write_all(&mut stream, line).unwrap();
+    });
+    let long = "x".repeat(120_000);
+    let mut exec = agent();
+    exec.arg("exec").args(["--payload-id", "job-1", "--user-issuer", "https://iam.example", "--vo", "atlas"]);
+    exec.args(["--user-subject", "alice", "--socket"]).arg(&socket);
+    let output = exec.args(["--env", &format!("A={long}"), "--", "true", &long]).output().unwrap();
+    daemon.join().unwrap();
+    assert_eq!((output.status.code(), text(&output).as_str()), (Some(203), "guest-agent: not today\n"));
+}
+
+#[test]
+fn a_network_socket_of_the_vm_is_no_standard_stream() {
+    let world = World::start("");
+    let _host = world.host();
+    let udp = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let output = world.exec("alice", &["true"]).stdin(std::os::fd::OwnedFd::from(udp)).output().unwrap();
+    let said = text(&output);
+    assert!(output.status.code() == Some(201) && said.contains("standard input is a network socket"), "{said}");
+    let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+    let exec = world.exec("alice", &["echo", "hello"]).stdout(std::os::fd::OwnedFd::from(there)).status().unwrap();
+    let mut line = String::new();
+    BufReader::new(here).read_line(&mut line).unwrap();
+    assert!(exec.success() && line == "hello\n");
+}
+
 /// Not a bench, but a figure to watch, and a bound that only something broken exceeds.
 #[test]
 fn start_latency() {

@@ -1,5 +1,6 @@
 //! `guest-agent daemon`: owns leases, networks and the link; gives every request a thread.
 
+mod gate;
 mod payload;
 mod state;
 
@@ -10,10 +11,7 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +27,10 @@ use std::os::fd::AsFd;
 use tracing::{info, warn};
 use vestigo_model::{BootId, Exit, Label, link::Claim};
 
-use self::state::{Shared, State};
+use self::{
+    gate::{Entry, Gate},
+    state::{Shared, State},
+};
 use crate::{
     config::Config,
     link::{Link, RecordError, worker},
@@ -39,8 +40,6 @@ use crate::{
     wire::Channel,
 };
 
-/// Most connections at once; each costs a thread.
-const MAX_CONNECTIONS: usize = 512;
 /// How long payloads get to die when the daemon is told to end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -142,7 +141,7 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
 }
 
 fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
-    let connections = Arc::new(AtomicUsize::new(0));
+    let gate = Arc::new(Gate::new(state.blocks.count(), state.config.allow_uids.clone()));
     loop {
         let mut fds =
             [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
@@ -156,7 +155,7 @@ fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
             _ => {}
         }
         match listener.accept() {
-            Ok((stream, _)) => connection(state, stream, &connections),
+            Ok((stream, _)) => connection(state, stream, &gate),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 warn!(%error, "a connection could not be taken");
@@ -166,30 +165,31 @@ fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
     }
 }
 
-fn connection(state: &Shared, stream: UnixStream, connections: &Arc<AtomicUsize>) {
-    let (state, counter) = (Arc::clone(state), Arc::clone(connections));
-    if counter.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
-        counter.fetch_sub(1, Ordering::SeqCst);
-        let reason = Refusal::system(format!("the agent serves {MAX_CONNECTIONS} requests already; try again later"));
-        refuse(&mut Channel::new(stream), reason);
-        return;
-    }
-    let spawned = std::thread::Builder::new().name("request".into()).stack_size(512 * 1024).spawn(move || {
-        request(&state, stream);
-        counter.fetch_sub(1, Ordering::SeqCst);
-    });
-    if let Err(error) = spawned {
-        connections.fetch_sub(1, Ordering::SeqCst);
+fn connection(state: &Shared, stream: UnixStream, gate: &Arc<Gate>) {
+    let Ok(peer) = getsockopt(&stream, sockopt::PeerCredentials) else { return };
+    let entry = match gate.enter(peer.uid()) {
+        Ok(entry) => entry,
+        Err(refusal) => {
+            // A fresh socket takes one line without waiting; whoever has filled it up must not hold all the others up.
+            let _ = stream.set_nonblocking(true);
+            refuse(&mut Channel::new(stream), refusal);
+            return;
+        }
+    };
+    let state = Arc::clone(state);
+    let thread = std::thread::Builder::new().name("request".into()).stack_size(512 * 1024);
+    if let Err(error) = thread.spawn(move || request(&state, stream, peer, entry)) {
         warn!(%error, "no thread for a request");
     }
 }
 
-fn request(state: &Shared, stream: UnixStream) {
+fn request(state: &Shared, stream: UnixStream, peer: UnixCredentials, mut entry: Entry) {
     // A client that does not read must not hold a thread for ever.
     let _ = stream.set_write_timeout(Some(REQUEST_PATIENCE));
-    let Ok(peer) = getsockopt(&stream, sockopt::PeerCredentials) else { return };
     let mut client = Channel::new(stream);
-    match client.receive_within::<Request>(REQUEST_PATIENCE) {
+    let request = client.receive_within::<Request>(REQUEST_PATIENCE);
+    entry.spoken();
+    match request {
         Ok(Request::Exec(request)) => payload::run(state, &mut client, peer, *request),
         Ok(Request::Status) => {
             let status = state.status(peer.uid());

@@ -2,7 +2,7 @@
 //! run → end. Every step has a guard that undoes it, in the opposite order, however the request ends.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Instant,
 };
 
@@ -11,7 +11,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::Signal,
-        socket::UnixCredentials,
+        socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixCredentials, getsockname},
         stat::{SFlag, fstat},
     },
 };
@@ -40,8 +40,9 @@ use crate::{
     wire::Channel,
 };
 
-/// Longest command line in a record.
+/// Longest command line in a record, and most arguments. The host refuses more than twice that, or more than that.
 const COMMAND_BYTES: usize = 4096;
+const COMMAND_ARGUMENTS: usize = 1024;
 /// Variables that the sandbox sets itself.
 const RESERVED: [&str; 5] = ["PATH", "HOME", "VESTIGO_PAYLOAD_UID", "USER", "LOGNAME"];
 
@@ -218,7 +219,8 @@ impl Descriptors {
     }
 }
 
-/// A directory descriptor would be a way out of the sandbox, a raw disk worse.
+/// A directory descriptor would be a way out of the sandbox, a raw disk worse. A socket of the VM's own network would send
+/// with ports that are nobody's.
 fn check_stdio(fd: &OwnedFd, name: &str) -> Result<(), Refusal> {
     let refuse =
         |what: &str| Refusal::caller(format!("standard {name} is {what}; redirect it to a file, a pipe or /dev/null"));
@@ -231,8 +233,17 @@ fn check_stdio(fd: &OwnedFd, name: &str) -> Result<(), Refusal> {
     match kind {
         SFlag::S_IFDIR => Err(refuse("a directory")),
         SFlag::S_IFBLK => Err(refuse("a block device")),
-        _ => Ok(()),
+        SFlag::S_IFSOCK if family(fd) != Some(AddressFamily::Unix) => {
+            Err(refuse("a network socket, which would leave the VM outside of the payload's ports"))
+        }
+        SFlag::S_IFSOCK | SFlag::S_IFREG | SFlag::S_IFIFO | SFlag::S_IFCHR => Ok(()),
+        // io_uring, eBPF, pidfd … have no kind at all.
+        _ => Err(refuse("no file, pipe, terminal or Unix socket")),
     }
+}
+
+fn family(socket: &OwnedFd) -> Option<AddressFamily> {
+    getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?.family()
 }
 
 /// The caller must own the directory: the payload's files in it will be the caller's.
@@ -370,7 +381,7 @@ fn cut(command: Vec<String>) -> Vec<String> {
     let mut left = COMMAND_BYTES;
     let mut kept = Vec::new();
     for mut argument in command {
-        if left == 0 {
+        if left == 0 || kept.len() == COMMAND_ARGUMENTS {
             break;
         }
         let mut end = argument.len().min(left);
@@ -388,34 +399,41 @@ fn cut(command: Vec<String>) -> Vec<String> {
 /// Records the start and waits for the host. `Ok(false)`: nobody acknowledged, and the agent may start all the same.
 fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Result<bool, Refusal> {
     let uid = claim.uid;
-    let receipt = match state.link.record(Claim::PayloadStart(claim)) {
-        Ok(receipt) => receipt,
-        Err(error) => {
-            // If only the spool failed, the session has the start all the same: say that nothing ran.
-            if matches!(error, crate::link::RecordError::Spool(_)) {
-                end(state, uid, Exit::NotStarted);
+    let deadline = Instant::now() + state.config.ack_patience();
+    let mut said = false;
+    loop {
+        let receipt = match state.link.record(Claim::PayloadStart(claim.clone())) {
+            Ok(receipt) => receipt,
+            Err(error) => {
+                // If only the spool failed, the session has the start all the same: say that nothing ran.
+                if said || matches!(error, crate::link::RecordError::Spool(_)) {
+                    end(state, uid, Exit::NotStarted);
+                }
+                return Err(Refusal::system(format!(
+                    "the payload cannot be recorded: {error}; payload not started; check that hostd runs on the hypervisor"
+                )));
             }
-            return Err(Refusal::system(format!(
-                "the payload cannot be recorded: {error}; payload not started; check that hostd runs on the hypervisor"
-            )));
-        }
-    };
-    match verdict(state, client, &receipt) {
-        Answer::Verdict(Verdict::Acknowledged) => Ok(true),
-        Answer::Verdict(Verdict::Refused(reason)) => {
-            Err(Refusal::policy(format!("the hypervisor refused the payload: {reason}")))
-        }
-        Answer::ClientGone => {
-            end(state, uid, Exit::NotStarted);
-            Err(Refusal::caller("the caller went away before the payload started"))
-        }
-        Answer::None if state.config.fail_mode == FailMode::Open => {
-            state.link.owe(&receipt);
-            Ok(false)
-        }
-        Answer::None => {
-            end(state, uid, Exit::NotStarted);
-            Err(unacknowledged(state))
+        };
+        said = true;
+        match verdict(state, client, &receipt, deadline) {
+            Answer::Verdict(Verdict::Acknowledged) => return Ok(true),
+            Answer::Verdict(Verdict::Refused(reason)) => {
+                return Err(Refusal::policy(format!("the hypervisor refused the payload: {reason}")));
+            }
+            // The same words again, so that the host gives its own again.
+            Answer::Verdict(Verdict::Unclear) if Instant::now() < deadline => {}
+            Answer::ClientGone => {
+                end(state, uid, Exit::NotStarted);
+                return Err(Refusal::caller("the caller went away before the payload started"));
+            }
+            Answer::None | Answer::Verdict(Verdict::Unclear) if state.config.fail_mode == FailMode::Open => {
+                state.link.owe(&receipt);
+                return Ok(false);
+            }
+            Answer::None | Answer::Verdict(Verdict::Unclear) => {
+                end(state, uid, Exit::NotStarted);
+                return Err(unacknowledged(state));
+            }
         }
     }
 }
@@ -427,8 +445,7 @@ enum Answer {
 }
 
 /// The host's word, as long as there is any point in waiting for it: in open mode not for a host that is not there.
-fn verdict(state: &State, client: &Channel, receipt: &Receipt) -> Answer {
-    let deadline = Instant::now() + state.config.ack_patience();
+fn verdict(state: &State, client: &Channel, receipt: &Receipt, deadline: Instant) -> Answer {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if let Some(verdict) = receipt.wait(left.min(std::time::Duration::from_millis(100))) {
@@ -463,6 +480,6 @@ mod tests {
         assert_eq!(kept.first().map(String::as_str), Some("a"));
         assert!(!kept.iter().any(|a| a == "never"));
         assert!(kept.iter().map(String::len).sum::<usize>() <= super::COMMAND_BYTES);
-        assert!(cut(vec![String::new(); 100_000]).len() <= super::COMMAND_BYTES);
+        assert!(cut(vec![String::new(); 100_000]).len() <= 1024, "hostd refuses more");
     }
 }

@@ -19,6 +19,9 @@ pub enum Verdict {
     Acknowledged,
     /// The host will not keep it.
     Refused(String),
+    /// Its place in the chain is taken, but the link broke before the host's word: it may have been a refusal. Said again,
+    /// the record gets the same word again.
+    Unclear,
 }
 
 /// A record cannot be made.
@@ -225,7 +228,7 @@ impl Session {
             self.cursor = acked + 1;
             return Vec::new();
         }
-        let verdicts = self.settle(acked);
+        let verdicts = self.settle(acked, &Verdict::Unclear);
         self.cursor = acked + 1;
         verdicts
     }
@@ -245,7 +248,8 @@ impl Session {
         self.header.acked = acked;
         self.header.acked_head = head;
         self.header.head = head;
-        for pending in old {
+        // What was refused needs no place in another chain, where it might be taken.
+        for pending in old.into_iter().filter(|p| !p.answered) {
             let Ok(GuestFrame::Record(record)) = decode(&pending.line) else { continue };
             let Some(line) = self.make(record.claim, record.time) else { continue };
             self.push(pending.ticket, line, pending.debt);
@@ -261,10 +265,10 @@ impl Session {
             self.contradictions += 1;
             return Vec::new();
         }
-        self.settle(seq)
+        self.settle(seq, &Verdict::Acknowledged)
     }
 
-    fn settle(&mut self, seq: u64) -> Vec<(Ticket, Verdict)> {
+    fn settle(&mut self, seq: u64, verdict: &Verdict) -> Vec<(Ticket, Verdict)> {
         let mut verdicts = Vec::new();
         if seq > self.header.acked {
             self.header.acked_head = self.digest_at(seq).unwrap_or(self.header.acked_head);
@@ -273,7 +277,7 @@ impl Session {
         while let Some(pending) = self.pending.front().filter(|p| p.seq <= seq) {
             self.bytes -= pending.line.len();
             if !pending.answered {
-                verdicts.push((pending.ticket, Verdict::Acknowledged));
+                verdicts.push((pending.ticket, verdict.clone()));
             }
             self.pending.pop_front();
         }

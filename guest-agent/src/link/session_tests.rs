@@ -238,8 +238,41 @@ fn a_refused_record_keeps_its_place_in_the_chain() {
     let refuse = HostFrame::Refuse { seq: 1, reason: Label::new("banned").unwrap() };
     let (verdicts, _) = guest.received(&encode(&refuse).unwrap(), now());
     assert_eq!(verdicts, [(first, Verdict::Refused("banned".into()))]);
+    let (verdicts, _) = guest.received(&encode(&HostFrame::Ack { seq: 1 }).unwrap(), now());
+    assert!(verdicts.is_empty(), "its place is taken, and no more than that");
     let (verdicts, _) = guest.received(&encode(&HostFrame::Ack { seq: 2 }).unwrap(), now());
     assert_eq!(verdicts.len(), 1);
+}
+
+#[test]
+fn a_welcome_does_not_say_whether_a_record_was_refused() {
+    let mut guest = session(None);
+    let (ticket, line) = guest.append(end(1), now()).unwrap();
+    guest.opened(now());
+    let welcome = |acked, head| encode(&HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: now() }).unwrap();
+    guest.received(&welcome(0, Digest::ZERO), now());
+    guest.next_line().unwrap();
+    // The host refuses it, and the refusal is lost with the connection.
+    guest.closed();
+    guest.opened(now());
+    let (verdicts, _) = guest.received(&welcome(1, Digest::of(&line)), now());
+    assert_eq!(verdicts, [(ticket, Verdict::Unclear)]);
+}
+
+#[test]
+fn what_was_refused_is_not_offered_to_a_host_that_forgot() {
+    let mut guest = session(None);
+    guest.append(end(1), now()).unwrap();
+    guest.append(end(2), now()).unwrap();
+    guest.opened(now());
+    let welcome = |acked, head| encode(&HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: now() }).unwrap();
+    guest.received(&welcome(0, Digest::ZERO), now());
+    let refuse = HostFrame::Refuse { seq: 1, reason: Label::new("banned").unwrap() };
+    guest.received(&encode(&refuse).unwrap(), now());
+    guest.received(&welcome(7, Digest::of(b"theirs")), now());
+    let Ok(GuestFrame::Record(record)) = decode(&guest.next_line().unwrap()) else { panic!("no record") };
+    assert_eq!((record.seq, record.claim), (8, end(2)));
+    assert!(guest.next_line().is_none());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The file that keeps unacknowledged records over the agent's own death: one entry a line, appended and fsync'ed, rewritten
 //! when most of it is old.
 //!
-//! `H {header}`, `R {record line}`, `A {seq}` (acknowledged), `D {seq}` (runs unacknowledged). A torn last line is ignored.
+//! `H {header}`, `R {record line}`, `A {seq}` (acknowledged), `D {seq}` (runs unacknowledged),
+//! `X {uid}` (refused, never ran). A torn last line is ignored.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,7 +12,7 @@ use std::{
 };
 
 use vestigo_model::{
-    Digest,
+    Digest, PayloadUid,
     link::{Claim, GuestFrame, Record, decode},
 };
 
@@ -71,6 +72,14 @@ impl Spool {
         self.append(format!("D {seq}").into_bytes())
     }
 
+    /// Notes that the host refused a payload: it never ran, so a later life of the agent has not lost it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn refused(&mut self, uid: PayloadUid) -> io::Result<()> {
+        self.append(format!("X {uid}").into_bytes())
+    }
+
     /// Notes what is acknowledged. Not synced: losing it only means sending a record again.
     ///
     /// # Errors
@@ -116,6 +125,12 @@ fn write(path: &Path, saved: &Saved) -> io::Result<(File, u64)> {
         if *debt {
             bytes.extend(format!("D {seq}\n").bytes());
         }
+        // A start that waits and is not live was refused, or its end waits too.
+        if let Ok(GuestFrame::Record(Record { claim: Claim::PayloadStart(start), .. })) = decode(line)
+            && !saved.header.live.contains(&start.uid)
+        {
+            bytes.extend(format!("X {}\n", start.uid).bytes());
+        }
     }
     let fresh = path.with_extension("new");
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
@@ -144,6 +159,10 @@ fn parse(bytes: &[u8]) -> Option<Saved> {
             (Some(b"R "), Some(rest)) => take(saved.as_mut()?, rest)?,
             (Some(b"A "), Some(rest)) => settle(saved.as_mut()?, number(rest)?),
             (Some(b"D "), Some(rest)) => debt(saved.as_mut()?, number(rest)?),
+            (Some(b"X "), Some(rest)) => {
+                let uid = std::str::from_utf8(rest).ok()?.parse().ok()?;
+                saved.as_mut()?.header.live.remove(&uid);
+            }
             _ => return saved,
         }
     }

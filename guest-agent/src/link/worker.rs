@@ -309,6 +309,11 @@ impl Worker {
             }
         }
         let after = self.session.header();
+        for uid in before.live.difference(&after.live) {
+            if let Err(error) = self.spool.refused(*uid) {
+                warn!(%uid, %error, "the refusal could not be noted in the spool");
+            }
+        }
         let kept = if after.last != before.last || after.head != before.head {
             self.spool.rewrite(&self.session.saved())
         } else if after.acked != before.acked {

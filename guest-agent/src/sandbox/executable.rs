@@ -1,14 +1,24 @@
-//! Finding the program that is to run, with the payload's own rights and in its own tree, and hashing the very file that
-//! will be executed.
+//! Finding the program that is to run, with the payload's own rights and in its own tree, and making sure that what was
+//! hashed is what runs.
+//!
+//! A file stays writable for its owner until the moment of exec, long after it was hashed. So only what nobody but root can
+//! change is executed where it lies; everything else is copied into sealed memory while it is hashed, and the copy runs.
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
 use nix::{
-    fcntl::AT_FDCWD,
+    errno::Errno,
+    fcntl::{AT_FDCWD, FcntlArg, SealFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::{SFlag, fstat, stat},
+        statvfs::{FsFlags, fstatvfs},
+    },
     unistd::{AccessFlags, faccessat},
 };
 use sha2::{Digest as _, Sha256};
@@ -18,8 +28,16 @@ use crate::protocol::{Refusal, code};
 
 /// Where programs without a slash in their name are looked for, and what PATH says inside.
 pub const SEARCH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+/// Largest program that is copied: the copy lies in memory for as long as it runs.
+const MAX_COPY: u64 = 512 << 20;
 
-/// A program, opened.
+/// A program, found and open.
+pub(super) struct Found {
+    pub file: File,
+    path: String,
+}
+
+/// A program, ready to run.
 pub(super) struct Program {
     pub file: File,
     pub executable: Executable,
@@ -27,24 +45,56 @@ pub(super) struct Program {
     pub script: bool,
 }
 
-/// Opens and hashes.
-pub(super) fn open(name: &str) -> Result<Program, Refusal> {
-    let refuse = |code, why: &str| Refusal { code, reason: format!("{name}: {why}") };
+fn refuse(code: u8, name: &str, why: impl std::fmt::Display) -> Refusal {
+    Refusal { code, reason: format!("{name}: {why}") }
+}
+
+/// Finds and opens.
+pub(super) fn open(name: &str) -> Result<Found, Refusal> {
     let path = find(name).ok_or_else(|| {
-        refuse(code::NOT_FOUND, "not found inside the sandbox; name a file below /usr, /work or an exposed folder")
+        let why = "not found inside the sandbox; name a file below /usr, /work or an exposed folder";
+        refuse(code::NOT_FOUND, name, why)
     })?;
-    let about = path.metadata().map_err(|e| refuse(code::NOT_EXECUTABLE, &e.to_string()))?;
+    let about = path.metadata().map_err(|e| refuse(code::NOT_EXECUTABLE, name, e))?;
     if !about.is_file() {
-        return Err(refuse(code::NOT_EXECUTABLE, "not a regular file"));
+        return Err(refuse(code::NOT_EXECUTABLE, name, "not a regular file"));
     }
-    faccessat(AT_FDCWD, &path, AccessFlags::X_OK, nix::fcntl::AtFlags::AT_EACCESS)
-        .map_err(|_| refuse(code::NOT_EXECUTABLE, "not executable for the payload; set its execute permission"))?;
-    let mut file = File::open(&path).map_err(|e| {
-        refuse(code::NOT_EXECUTABLE, &format!("cannot be read, and what is not read cannot be recorded: {e}"))
+    faccessat(AT_FDCWD, &path, AccessFlags::X_OK, nix::fcntl::AtFlags::AT_EACCESS).map_err(|_| {
+        refuse(code::NOT_EXECUTABLE, name, "not executable for the payload; set its execute permission")
     })?;
-    let (digest, script) = digest(&mut file).map_err(|e| refuse(code::NOT_EXECUTABLE, &e.to_string()))?;
-    let path = path.to_string_lossy().into_owned();
-    Ok(Program { file, executable: Executable { path, sha256: digest }, script })
+    let file = File::open(&path).map_err(|e| {
+        let why = format!("cannot be read, and what is not read cannot be recorded: {e}");
+        refuse(code::NOT_EXECUTABLE, name, why)
+    })?;
+    Ok(Found { file, path: path.to_string_lossy().into_owned() })
+}
+
+/// Whether nobody but root can change this open file: one of the VM's own system, root's alone to write, and read-only
+/// where the payload sees it. Asked outside of the user namespace, inside which all owners look alike.
+pub(super) fn only_root_changes(file: BorrowedFd<'_>) -> bool {
+    let (Ok(about), Ok(mount), Ok(system)) = (fstat(file), fstatvfs(file), stat("/usr")) else { return false };
+    SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
+        && about.st_uid == 0
+        && about.st_mode & 0o022 == 0
+        // What a file system of somebody's own making (FUSE, network) says of owners is its own matter.
+        && about.st_dev == system.st_dev
+        && mount.flags().contains(FsFlags::ST_RDONLY)
+}
+
+impl Found {
+    /// Hashes what will run. `fixed`: the file cannot change any more and runs as it is; else a copy does.
+    pub(super) fn settle(mut self, fixed: bool) -> Result<Program, Refusal> {
+        let failed = |why: String| refuse(code::NOT_EXECUTABLE, &self.path, why);
+        let (sha256, script, copy) = if fixed {
+            let (digest, script) = digest(&mut self.file, &mut io::sink()).map_err(|e| failed(e.to_string()))?;
+            (digest, script, None)
+        } else {
+            let (digest, script, copy) = copy(&mut self.file).map_err(failed)?;
+            (digest, script, Some(copy))
+        };
+        let executable = Executable { path: self.path, sha256 };
+        Ok(Program { file: copy.unwrap_or(self.file), executable, script })
+    }
 }
 
 fn find(name: &str) -> Option<PathBuf> {
@@ -54,12 +104,49 @@ fn find(name: &str) -> Option<PathBuf> {
     SEARCH.split(':').map(|folder| Path::new(folder).join(name)).find(|p| p.is_file())
 }
 
-fn digest(file: &mut File) -> io::Result<(Digest, bool)> {
+/// A copy that nobody can change any more, and what is in it.
+fn copy(file: &mut File) -> Result<(Digest, bool, File), String> {
+    let too_large = || {
+        format!(
+            "larger than {} MiB, and a program that others could change runs from a copy in memory; have it installed as root's below /usr, or start it from a small script",
+            MAX_COPY >> 20
+        )
+    };
+    if file.metadata().map_err(|e| e.to_string())?.len() > MAX_COPY {
+        return Err(too_large());
+    }
+    let mut memory = memory().map_err(|e| match e {
+        Errno::EACCES => "the VM forbids programs in memory; set vm.memfd_noexec to 0 or 1".to_owned(),
+        _ => format!("no memory file: {e}"),
+    })?;
+    // One byte more than allowed: it may grow while it is read.
+    let (digest, script) = digest(&mut file.take(MAX_COPY + 1), &mut memory).map_err(|e| e.to_string())?;
+    if memory.metadata().map_err(|e| e.to_string())?.len() > MAX_COPY {
+        return Err(too_large());
+    }
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| format!("cannot be sealed: {e}"))?;
+    // For reading only, and from the start: an interpreter may get this very descriptor.
+    let copy = File::open(format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd())).map_err(|e| e.to_string())?;
+    Ok((digest, script, copy))
+}
+
+fn memory() -> nix::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // MFD_EXEC, which kernels before 6.3 do not know and need not be told.
+    match memfd_create("payload", flags | MFdFlags::from_bits_retain(0x10)) {
+        Err(Errno::EINVAL) => memfd_create("payload", flags),
+        other => other,
+    }
+    .map(File::from)
+}
+
+fn digest(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, bool)> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
     let mut start = Vec::new();
     loop {
-        let count = file.read(&mut buffer)?;
+        let count = from.read(&mut buffer)?;
         let bytes = buffer.get(..count).unwrap_or_default();
         if count == 0 {
             return Ok((Digest(hash.finalize().into()), start.starts_with(b"#!")));
@@ -68,5 +155,6 @@ fn digest(file: &mut File) -> io::Result<(Digest, bool)> {
             start.extend_from_slice(bytes.get(..2.min(count)).unwrap_or_default());
         }
         hash.update(bytes);
+        to.write_all(bytes)?;
     }
 }

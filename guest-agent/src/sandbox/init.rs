@@ -81,7 +81,12 @@ fn serve(plan: &Plan, fds: &mut Fds) -> Result<(), Refusal> {
     let agent =
         |what: &'static str| move |error: Errno| Refusal { code: code::AGENT, reason: format!("{what}: {error}") };
     let name = plan.command.first().ok_or_else(|| Refusal::caller("no command is given"))?;
-    let program = executable::open(name)?;
+    let found = executable::open(name)?;
+    if fds.talk.send(&Report::Found, &[found.file.as_fd()]).is_err() {
+        return Ok(());
+    }
+    let Ok(Order::Settle { fixed }) = fds.talk.receive() else { return Ok(()) };
+    let program = found.settle(fixed)?;
     let signals = watch_signals().map_err(agent("watch signals"))?;
     if fds.talk.send(&Report::Ready(program.executable.clone()), &[]).is_err() {
         return Ok(());
@@ -168,7 +173,7 @@ fn watch(payload: Pid, talk: &mut Channel, signals: &SignalFd) -> Option<Exit> {
         }
         match talk.receive() {
             Ok(Order::Signal(signal)) => pass_on(payload, signal.number),
-            Ok(Order::Go) => {}
+            Ok(Order::Go | Order::Settle { .. }) => {}
             Err(_) => return None,
         }
     }

@@ -67,7 +67,9 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "kebab-case")]
 pub enum Report {
-    /// All is built; this is what will run.
+    /// All is built and the program is found. It rides along: whose it is cannot be seen from inside.
+    Found,
+    /// This is what will run, and nobody can change it any more.
     Ready(Executable),
     /// The program has been executed.
     Started,
@@ -86,6 +88,11 @@ pub enum Report {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case")]
 pub enum Order {
+    /// Hash the program.
+    Settle {
+        /// Nobody can change it where it lies: no copy is needed.
+        fixed: bool,
+    },
     /// Run it.
     Go,
     /// Pass this signal to the payload.
@@ -144,7 +151,14 @@ impl Sandbox {
         all.extend_from_slice(fds);
         control.send(plan, &all).map_err(|e| failed("tell the stage", e))?;
         drop(inside);
-        match sandbox.talk.receive_within(BUILD_PATIENCE) {
+        let mut report = sandbox.talk.receive_within(BUILD_PATIENCE);
+        if let Ok(Report::Found) = report {
+            let program = sandbox.talk.take_fd();
+            let fixed = program.is_some_and(|program| executable::only_root_changes(program.as_fd()));
+            sandbox.talk.send(&Order::Settle { fixed }, &[]).map_err(|e| failed("tell the inside", e))?;
+            report = sandbox.talk.receive_within(BUILD_PATIENCE);
+        }
+        match report {
             Ok(Report::Ready(executable)) => Ok((sandbox, executable)),
             Ok(Report::Failed { code, reason }) => Err(Refusal { code, reason }),
             Ok(other) => Err(failed("unexpected report", format!("{other:?}"))),

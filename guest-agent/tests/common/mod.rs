@@ -95,6 +95,10 @@ pub struct Host {
     pub mute: Arc<AtomicBool>,
     /// Refuses every start, for this reason.
     pub refuse: Arc<Mutex<Option<&'static str>>>,
+    /// Has taken the records and keeps its answers until this is over.
+    pub hold: Arc<AtomicBool>,
+    /// Once: hangs up instead of answering a record.
+    pub sever: Arc<AtomicBool>,
     open: Arc<Mutex<Option<UnixStream>>>,
 }
 
@@ -105,16 +109,19 @@ impl Host {
             path: path.into(),
             mute: Arc::default(),
             refuse: Arc::default(),
+            hold: Arc::default(),
+            sever: Arc::default(),
             open: Arc::default(),
         };
         let listener = UnixListener::bind(path).unwrap();
         let (book, mute, open, refuse) =
             (Arc::clone(&host.book), Arc::clone(&host.mute), Arc::clone(&host.open), Arc::clone(&host.refuse));
+        let (hold, sever) = (Arc::clone(&host.hold), Arc::clone(&host.sever));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 *open.lock().unwrap() = Some(stream.try_clone().unwrap());
-                converse(stream, &book, &mute, &refuse);
+                converse(stream, &book, [&mute, &hold, &sever], &refuse);
             }
         });
         host
@@ -144,7 +151,12 @@ impl Host {
     }
 }
 
-fn converse(mut stream: UnixStream, book: &Mutex<Book>, mute: &AtomicBool, refuse: &Mutex<Option<&'static str>>) {
+fn converse(
+    mut stream: UnixStream,
+    book: &Mutex<Book>,
+    [mute, hold, sever]: [&AtomicBool; 3],
+    refuse: &Mutex<Option<&'static str>>,
+) {
     let mut reader = LineReader::new();
     let mut buffer = [0; 4096];
     while let Ok(count) = stream.read(&mut buffer) {
@@ -153,20 +165,27 @@ fn converse(mut stream: UnixStream, book: &Mutex<Book>, mute: &AtomicBool, refus
         }
         for line in reader.push(&buffer[..count]) {
             let line = line.unwrap();
-            let answer = answer(&line, &mut book.lock().unwrap(), *refuse.lock().unwrap());
-            if let Some(answer) = answer.filter(|_| !mute.load(Ordering::SeqCst)) {
-                let _ = stream.write_all(&encode(&answer).unwrap());
+            let answers = answer(&line, &mut book.lock().unwrap(), *refuse.lock().unwrap());
+            while hold.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if answers.iter().any(|a| matches!(a, HostFrame::Ack { .. })) && sever.swap(false, Ordering::SeqCst) {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+                return;
+            }
+            for answer in answers.iter().filter(|_| !mute.load(Ordering::SeqCst)) {
+                let _ = stream.write_all(&encode(answer).unwrap());
             }
         }
     }
 }
 
-fn answer(line: &[u8], book: &mut Book, refuse: Option<&'static str>) -> Option<HostFrame> {
+fn answer(line: &[u8], book: &mut Book, refuse: Option<&'static str>) -> Vec<HostFrame> {
     match decode(line).unwrap() {
         GuestFrame::Hello(_) => {
             book.hellos += 1;
             let (acked, head) = (book.records.len() as u64, book.head.unwrap_or(Digest::ZERO));
-            Some(HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: SystemClock.now() })
+            vec![HostFrame::Welcome { protocol: PROTOCOL, acked, head, time: SystemClock.now() }]
         }
         GuestFrame::Record(record) => {
             let seq = record.seq;
@@ -177,18 +196,20 @@ fn answer(line: &[u8], book: &mut Book, refuse: Option<&'static str>) -> Option<
             } else {
                 assert!(seq <= book.records.len() as u64, "gap");
             }
+            let ack = HostFrame::Ack { seq: book.records.len() as u64 };
             match (refuse, record.claim) {
+                // As hostd: the refusal, and then that its place in the chain is taken.
                 (Some(reason), Claim::PayloadStart(_)) => {
-                    Some(HostFrame::Refuse { seq, reason: Label::new(reason).unwrap() })
+                    vec![HostFrame::Refuse { seq, reason: Label::new(reason).unwrap() }, ack]
                 }
-                _ => Some(HostFrame::Ack { seq: book.records.len() as u64 }),
+                _ => vec![ack],
             }
         }
         GuestFrame::Heartbeat(beat) => {
             book.heartbeat_debt = beat.debt;
-            None
+            Vec::new()
         }
-        GuestFrame::Unknown => None,
+        GuestFrame::Unknown => Vec::new(),
     }
 }
 
