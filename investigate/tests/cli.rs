@@ -67,6 +67,38 @@ fn who_shows_host_facts_and_guest_claims_apart() {
 }
 
 #[test]
+fn a_claim_made_afterwards_is_not_printed_like_a_certainty_and_a_run_id_used_again_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut late = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:04:00");
+    late.claimed = at("14:01:00");
+    let again = payload(&vm, 1, "bob", "atlas", (42000, 42999), "14:05:00");
+    let facts = [
+        record(at("14:00:00"), Fact::Instance(vm.clone())),
+        record(at("14:04:00"), Fact::Payload(late)),
+        record(at("14:05:00"), Fact::Payload(again)),
+    ];
+    writer.append(&facts, &[flow(&vm, 41022, "14:03:22", None)]).unwrap();
+    let shown = text(&vestigo(root.path(), FOUND).stdout);
+    for words in [
+        "ATTRIBUTION claimed-late: not certain: the guest announced lease ports 41000-41999 at 2026-11-22T14:04:00Z, after",
+        "perhaps, and said only after the flow had begun",
+        "NOTE the guest later claimed something else under this run id (once); the first claim holds",
+    ] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+    assert!(shown.contains("alice") && !shown.contains("bob"), "{shown}");
+    let output = vestigo(root.path(), &format!("{FOUND} --json"));
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let candidate = &value["answer"]["candidates"][0];
+    assert_eq!(candidate["attribution"]["quality"], "claimed-late");
+    assert_eq!(candidate["later_claims"][0]["user"]["subject"], "bob");
+}
+
+#[test]
 fn json_is_versioned_and_holds_the_same() {
     let root = ledger();
     let output = vestigo(root.path(), &format!("{FOUND} --json"));

@@ -16,10 +16,11 @@
 //! | **seal** | – | – | the log is read before the manifests: what moves meanwhile is found in one of them, and dropped from the log when in both |
 //! | **crash** | the tail is cut to its last whole frame | no manifest, no segment: rubble is removed, the log sealed again | – |
 //!
-//! What is *recorded* is never changed: a later record under the same key (a VM's interval, a payload) replaces the
-//! earlier one in answers only. What is *answered* keeps host facts and guest claims in separate objects, and
+//! What is *recorded* is never changed: a later record of the same VM's interval replaces the earlier one in answers only.
+//! A payload is a guest's claim, and there the **first** record holds: a later one can add the end and nothing else. What is *answered* keeps host facts and guest claims in separate objects, and
 //! says what could not be seen.
 
+mod claims;
 mod durable;
 mod entry;
 mod error;

@@ -7,11 +7,12 @@ pub mod ips;
 pub mod lease;
 pub mod parts;
 pub mod pilots;
+mod reasons;
 pub mod who;
 
 use std::time::Duration;
 
-use vestigo_model::{Flow, TimeRange};
+use vestigo_model::{Flow, LEASE_REST, TimeRange};
 
 use crate::{
     error::LedgerError,
@@ -36,9 +37,10 @@ pub struct View {
 impl Ledger {
     fn view(&self, filter: &FlowFilter) -> Result<View, LedgerError> {
         let flows = self.flows(filter)?;
-        // A flow in the window may have begun before it: its VM and its payload must be found all the same.
+        // A flow in the window may have begun before it, and its payload may have ended before the flow (late packets, while
+        // the lease rested): its VM and its payload must be found all the same.
         let hull = flows.iter().fold(filter.range, |hull, flow| TimeRange {
-            from: hull.from.min(flow.first - TOLERANCE),
+            from: hull.from.min(flow.first - LEASE_REST - TOLERANCE),
             to: hull.to.max(flow.last + TOLERANCE),
         });
         let facts = self.facts(hull)?;

@@ -13,6 +13,7 @@ use vestigo_model::{
 };
 
 use crate::{
+    claims::Claims,
     entry::Entry,
     error::LedgerError,
     log,
@@ -41,13 +42,16 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
-/// The facts that touch a range: the last record under each key.
+/// The facts that touch a range: of a VM the last record under each key, of a payload the first claim and its end.
 #[derive(Debug, Default, Clone)]
 pub struct Facts {
     /// VMs.
     pub instances: Vec<Instance>,
     /// Payloads.
     pub payloads: Vec<Payload>,
+    /// What guests claimed under the key of one of `payloads` (or at this time) although something else had been claimed
+    /// under it before: by key, then by arrival. None of it is in `payloads`.
+    pub conflicting: Vec<Payload>,
     /// What could be seen.
     pub coverage: Vec<Coverage>,
     /// What happened.
@@ -119,9 +123,20 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
+        let merge = self.merge(range, range.to)?;
+        // A claim that arrived after the range and only says that it ran in it may not be the first under its key.
+        match merge.payloads.latest(|payload| touches(&range, payload)) {
+            Some(latest) if latest > range.to => Ok(self.merge(range, latest)?.finish(range)),
+            _ => Ok(merge.finish(range)),
+        }
+    }
+
+    /// Instances and payloads of the range and on to `until`, and what was seen and happened in the range.
+    fn merge(&self, range: TimeRange, until: Timestamp) -> Result<Merge, LedgerError> {
         let mut merge = Merge::default();
+        let held = TimeRange { from: range.from, to: until };
         for sealed in &self.sealed {
-            let validity = sealed.manifest.facts.is_some_and(|v| range.touches(v.from, v.to));
+            let validity = sealed.manifest.facts.is_some_and(|v| held.touches(v.from, v.to));
             let coverage = sealed.manifest.coverage.is_some_and(|c| range.overlaps(&c));
             for kind in Kind::ALL {
                 let wanted = match kind {
@@ -140,8 +155,25 @@ impl Ledger {
                 merge.take(fact.as_ref().clone());
             }
         }
-        Ok(merge.finish(range))
+        Ok(merge)
     }
+}
+
+impl Facts {
+    /// What the guest claimed under this key after something else had been claimed under it.
+    #[must_use]
+    pub fn conflicting_with(&self, host: &HostId, domain: DomainUuid, uid: PayloadUid) -> &[Payload] {
+        let asked = (host, domain, uid);
+        let from = self.conflicting.partition_point(|p| (&p.host, p.domain, p.claim.uid) < asked);
+        let to = self.conflicting.partition_point(|p| (&p.host, p.domain, p.claim.uid) <= asked);
+        self.conflicting.get(from..to).unwrap_or_default()
+    }
+}
+
+/// Whether the payload ran in the range, by either clock.
+fn touches(range: &TimeRange, payload: &Payload) -> bool {
+    let end = payload.end.map(|end| end.received.max(end.claimed));
+    range.touches(payload.received.min(payload.claimed), end)
 }
 
 fn key(sealed: &Sealed) -> (&HostId, u64) {
@@ -194,11 +226,11 @@ fn entry_range(entry: &Entry) -> Option<TimeRange> {
     }
 }
 
-/// Later records replace earlier ones of the same key. Events and coverage have no key: each counts once.
+/// Later records of a VM replace earlier ones of the same key, payloads follow [`Claims`]. Events and coverage have no key: each counts once.
 #[derive(Default)]
 struct Merge {
     instances: BTreeMap<(HostId, DomainUuid, Timestamp), Instance>,
-    payloads: BTreeMap<(HostId, DomainUuid, PayloadUid), Payload>,
+    payloads: Claims,
     coverage: Vec<Coverage>,
     events: Vec<Event>,
     unreadable: u64,
@@ -210,9 +242,7 @@ impl Merge {
             Fact::Instance(i) => {
                 self.instances.insert((i.host.clone(), i.domain, i.start), i);
             }
-            Fact::Payload(p) => {
-                self.payloads.insert((p.host.clone(), p.domain, p.claim.uid), p);
-            }
+            Fact::Payload(payload) => self.payloads.take(payload),
             Fact::Coverage(coverage) => self.coverage.push(coverage),
             Fact::Event(event) => self.events.push(event),
         }
@@ -220,13 +250,11 @@ impl Merge {
 
     fn finish(self, range: TimeRange) -> Facts {
         let of_instance = |i: &Instance| range.touches(i.start, i.end.map(|end| end.time));
-        let of_payload = |p: &Payload| {
-            let end = p.end.map(|end| end.received.max(end.claimed));
-            range.touches(p.received.min(p.claimed), end)
-        };
+        let (payloads, conflicting) = self.payloads.finish(|payload| touches(&range, payload));
         let mut facts = Facts {
             instances: self.instances.into_values().filter(of_instance).collect(),
-            payloads: self.payloads.into_values().filter(of_payload).collect(),
+            payloads,
+            conflicting,
             coverage: self.coverage.into_iter().filter(|c| range.touches(c.from, Some(c.to))).collect(),
             events: self.events.into_iter().filter(|e| range.touches(e.time, Some(e.time))).collect(),
             unreadable: self.unreadable,

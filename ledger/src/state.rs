@@ -9,20 +9,61 @@ use vestigo_model::{
     BootId, DomainUuid, Fact, FactRecord, Flow, Instance, LinkPosition, Payload, PayloadUid, Timestamp,
 };
 
-use crate::entry::{CarriedLink, Entry};
+use crate::{
+    claims::{Later, compare},
+    entry::{CarriedLink, Entry},
+};
 
 /// How long a fact is carried on after its end: flows of it may still be written (idle and active timeout, FIN wait).
 pub(crate) const KEPT_AFTER_END: Duration = Duration::from_secs(3600);
 /// How long the chain position of a VM that is gone is carried on: a saved VM comes back with the same boot.
 const LINK_KEPT: Duration = Duration::from_secs(7 * 86_400);
 
-/// The last record under each key.
+/// Most ended payloads of one VM that are carried on, the newest: a guest decides how many it starts and ends within the
+/// hour, not how much every generation and segment repeats of them. The others are in the segments that they ended in.
+pub(crate) const ENDED_PAYLOADS: usize = 1024;
+/// Most boots of one VM whose chain position is carried on, the newest: a guest names its boots as it likes.
+pub(crate) const BOOTS: usize = 16;
+
+/// The record that holds under each key: the last of a VM, the first of a payload with its end.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     instances: BTreeMap<(DomainUuid, Timestamp), FactRecord>,
-    payloads: BTreeMap<(DomainUuid, PayloadUid), FactRecord>,
-    links: BTreeMap<(DomainUuid, BootId), CarriedLink>,
+    payloads: BTreeMap<DomainUuid, Payloads>,
+    links: BTreeMap<DomainUuid, BTreeMap<BootId, CarriedLink>>,
     pub(crate) last_recorded: Option<Timestamp>,
+}
+
+/// Payloads of one VM.
+#[derive(Debug, Default)]
+struct Payloads {
+    records: BTreeMap<PayloadUid, FactRecord>,
+    /// Those of them that have ended, by their end.
+    ended: BTreeSet<(Timestamp, PayloadUid)>,
+}
+
+impl Payloads {
+    fn take(&mut self, payload: &Payload, record: &FactRecord) {
+        let uid = payload.claim.uid;
+        let known = self.records.get(&uid).and_then(payload_of);
+        if known.is_some_and(|known| compare(known, payload) != Later::End) {
+            return;
+        }
+        self.records.insert(uid, record.clone());
+        if let Some(end) = payload.end {
+            self.ended.insert((end.received, uid));
+        }
+        if self.ended.len() > ENDED_PAYLOADS
+            && let Some((_, oldest)) = self.ended.pop_first()
+        {
+            self.records.remove(&oldest);
+        }
+    }
+
+    fn retain(&mut self, keep: impl Fn(&FactRecord) -> bool) {
+        self.records.retain(|_, record| keep(record));
+        self.ended.retain(|(_, uid)| self.records.contains_key(uid));
+    }
 }
 
 impl State {
@@ -51,18 +92,21 @@ impl State {
             Fact::Instance(instance) => {
                 self.instances.insert((instance.domain, instance.start), record.clone());
             }
-            Fact::Payload(payload) => {
-                self.payloads.insert((payload.domain, payload.claim.uid), record.clone());
-            }
+            Fact::Payload(payload) => self.payloads.entry(payload.domain).or_default().take(payload, record),
             Fact::Coverage(_) | Fact::Event(_) => {}
         }
     }
 
     /// The furthest position counts, not the last written: a carried fact brings an old one.
     fn apply_link(&mut self, link: CarriedLink) {
-        let key = (link.link.domain, link.link.boot);
-        if self.links.get(&key).is_none_or(|known| known.link.seq <= link.link.seq) {
-            self.links.insert(key, link);
+        let boots = self.links.entry(link.link.domain).or_default();
+        if boots.get(&link.link.boot).is_none_or(|known| known.link.seq <= link.link.seq) {
+            boots.insert(link.link.boot, link);
+        }
+        if boots.len() > BOOTS
+            && let Some(oldest) = boots.iter().min_by_key(|(_, link)| link.recorded).map(|(boot, _)| *boot)
+        {
+            boots.remove(&oldest);
         }
     }
 
@@ -71,21 +115,31 @@ impl State {
         let fresh = |end: Timestamp| now.since(end) <= KEPT_AFTER_END;
         self.instances.retain(|_, record| instance_end(record).is_none_or(fresh));
         let domains: BTreeSet<DomainUuid> = self.instances.keys().map(|(domain, _)| *domain).collect();
-        self.payloads.retain(|(domain, _), record| match payload_end(record) {
-            Some(end) => fresh(end),
-            None => domains.contains(domain) || fresh(record.recorded),
-        });
-        self.links.retain(|(domain, _), link| domains.contains(domain) || now.since(link.recorded) <= LINK_KEPT);
+        for (domain, payloads) in &mut self.payloads {
+            payloads.retain(|record| match payload_end(record) {
+                Some(end) => fresh(end),
+                None => domains.contains(domain) || fresh(record.recorded),
+            });
+        }
+        self.payloads.retain(|_, payloads| !payloads.records.is_empty());
+        for (domain, boots) in &mut self.links {
+            boots.retain(|_, link| domains.contains(domain) || now.since(link.recorded) <= LINK_KEPT);
+        }
+        self.links.retain(|_, boots| !boots.is_empty());
     }
 
     /// Everything a new generation begins with.
     pub(crate) fn facts(&self) -> impl Iterator<Item = &FactRecord> {
-        self.instances.values().chain(self.payloads.values())
+        self.instances.values().chain(self.payload_records())
+    }
+
+    fn payload_records(&self) -> impl Iterator<Item = &FactRecord> {
+        self.payloads.values().flat_map(|payloads| payloads.records.values())
     }
 
     /// The chain positions, one per boot of a guest.
     pub(crate) fn links(&self) -> impl Iterator<Item = &CarriedLink> {
-        self.links.values()
+        self.links.values().flat_map(BTreeMap::values)
     }
 
     /// Instances that have not ended.
@@ -100,16 +154,13 @@ impl State {
     /// Payloads that have not ended or ended within the hour before the last record.
     pub(crate) fn live_payloads(&self) -> Vec<Payload> {
         let last = self.last_recorded.unwrap_or(Timestamp::from_nanos(0));
-        let payloads = self.payloads.values().filter_map(|record| match &record.fact {
-            Fact::Payload(payload) => Some(payload),
-            _ => None,
-        });
+        let payloads = self.payload_records().filter_map(payload_of);
         payloads.filter(|p| p.end.is_none_or(|end| last.since(end.received) <= KEPT_AFTER_END)).cloned().collect()
     }
 
     /// The chain positions alone.
     pub(crate) fn link_positions(&self) -> Vec<LinkPosition> {
-        self.links.values().map(|link| link.link.clone()).collect()
+        self.links().map(|link| link.link.clone()).collect()
     }
 }
 
@@ -120,9 +171,13 @@ fn instance_end(record: &FactRecord) -> Option<Timestamp> {
     }
 }
 
-fn payload_end(record: &FactRecord) -> Option<Timestamp> {
+fn payload_of(record: &FactRecord) -> Option<&Payload> {
     match &record.fact {
-        Fact::Payload(payload) => payload.end.map(|end| end.received),
+        Fact::Payload(payload) => Some(payload),
         _ => None,
     }
+}
+
+fn payload_end(record: &FactRecord) -> Option<Timestamp> {
+    payload_of(record).and_then(|payload| payload.end).map(|end| end.received)
 }

@@ -222,6 +222,39 @@ fn ended_facts_are_carried_for_an_hour_and_the_furthest_link_position_wins() {
     assert_eq!(state.link_positions().len(), 1, "a saved VM may come back with the same boot");
 }
 
+#[test]
+fn what_is_carried_of_one_guest_is_bounded_and_of_its_neighbour_untouched() {
+    let mut state = State::default();
+    let (vm, neighbour) = (instance("hv1", 1, Some("atlas"), "10.0.0.5"), instance("hv1", 2, None, "10.0.0.6"));
+    for vm in [&vm, &neighbour] {
+        state.apply_fact(&record(at("14:00:00"), Fact::Instance(vm.clone())));
+        state.apply_fact(&record(at("14:01:00"), Fact::Payload(payload(vm, 1, "alice", "x", (1, 2), "14:01:00"))));
+    }
+    let mut quiet = record(at("14:01:00"), Fact::Payload(payload(&neighbour, 2, "bob", "x", (3, 4), "14:01:00")));
+    quiet.link = Some(link(2, 1));
+    state.apply_fact(&quiet);
+    for number in 0..3000_usize {
+        let clock = at("14:02:00") + Duration::from_secs(number as u64);
+        let mut short = payload(&vm, 1, "mallory", "x", (5, 6), "14:02:00");
+        short.claim.uid = nth_uid(number);
+        short.end = Some(PayloadEnd { received: clock, claimed: clock, exit: Exit::Code(0) });
+        let mut fact = record(clock, Fact::Payload(short));
+        let boot = format!("e0000000-0000-4000-8000-{number:012x}").parse().unwrap();
+        fact.link = Some(LinkPosition { boot, ..link(1, 1) });
+        state.apply_fact(&fact);
+    }
+    assert_eq!(state.facts().count(), 2 + 3 + crate::state::ENDED_PAYLOADS);
+    assert_eq!(state.link_positions().len(), 1 + crate::state::BOOTS);
+    let kept = |number| state.live_payloads().iter().any(|payload| payload.claim.uid == nth_uid(number));
+    assert!(kept(2999) && kept(3000 - crate::state::ENDED_PAYLOADS) && !kept(3000 - crate::state::ENDED_PAYLOADS - 1));
+    let newest = state.link_positions().iter().any(|link| link.boot.to_string().ends_with(&format!("{:012x}", 2999)));
+    assert!(newest && state.link_positions().contains(&link(2, 1)));
+    state.prune(at("14:52:00"));
+    assert_eq!(state.facts().count(), 2 + 3 + crate::state::ENDED_PAYLOADS);
+    state.prune(at("23:00:00"));
+    assert_eq!(state.facts().count(), 2 + 3, "what has not ended stays");
+}
+
 const FINE: u8 = 0;
 const WRITE_FAILS: u8 = 1;
 const SYNC_FAILS: u8 = 2;

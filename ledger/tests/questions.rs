@@ -21,7 +21,8 @@ use vestigo_ledger::{
     },
 };
 use vestigo_model::{
-    CoverageState, Direction, Expected, Fact, Initiator, InstanceId, Label, Lease, PilotId, Quality, TimeRange, Vo,
+    CoverageState, Direction, Exit, Expected, Fact, Initiator, InstanceId, Label, Lease, PilotId, Quality, TimeRange,
+    Vo,
 };
 
 struct Site {
@@ -143,13 +144,14 @@ fn the_public_side_of_a_translation_answers_like_the_private_one() {
 }
 
 #[test]
-fn a_late_lease_is_joined_when_asked_and_says_so() {
+fn a_late_lease_is_no_certainty_and_says_so() {
     let site = site();
     let answer = site.ledger().who(&question("14:06:10", "10.0.0.7", Some(43001))).unwrap();
     assert_eq!(users(&answer), ["carol"]);
     let candidate = &answer.candidates[0];
-    assert_eq!(candidate.attribution.quality, Quality::Lease);
-    for words in ["ports 43000-43999", "late, at 2026-11-22T14:06:30Z", "tolerance 2 s", "no-lease-then"] {
+    assert_eq!(candidate.attribution.quality, Quality::ClaimedLate);
+    for words in ["not certain", "ports 43000-43999 at 2026-11-22T14:06:30Z", "after the flow", "2 s", "no-lease-then"]
+    {
         assert!(candidate.attribution.reason.contains(words), "{words}: {}", candidate.attribution.reason);
     }
     assert!(candidate.host_facts.vo.is_none());
@@ -269,6 +271,188 @@ fn two_holders_of_a_lease_are_never_chosen_between_and_unanswered_packets_belong
     six.claim.leases = vec![Lease::Address("2001:db8::7".parse().unwrap())];
     scan.resp_ip = ip("2001:db8::7");
     assert_eq!(lease::attribute(&scan, &[six], TOLERANCE).payload, Some(uid(1)));
+}
+
+#[test]
+fn a_lease_is_certain_only_from_its_arrival_to_the_end_of_its_rest() {
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let then = |payload: &vestigo_model::Payload, clock: &str| {
+        let asked = flow(&vm, 41022, clock, None);
+        lease::attribute(&asked, std::slice::from_ref(payload), TOLERANCE).quality
+    };
+    let mut one = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    assert_eq!(then(&one, "14:01:00"), Quality::Lease);
+    assert_eq!(then(&one, "14:00:59.999999999"), Quality::ClaimedLate, "one clock needs no tolerance");
+    assert_eq!(then(&one, "14:00:57"), Quality::Instance);
+    one.claimed = at("13:00:00");
+    assert_eq!(then(&one, "14:00:57"), Quality::ClaimedLate, "a story told afterwards");
+    one.claimed = at("15:00:00");
+    assert_eq!(then(&one, "14:01:01"), Quality::Lease, "the guest's clock has no say in what the host saw");
+    one.claimed = at("14:01:00");
+    let done = finished(one.clone(), "14:02:00", Exit::Code(0));
+    assert_eq!(then(&done, "14:07:00"), Quality::Lease, "late packets");
+    assert_eq!(then(&done, "14:07:01"), Quality::Instance);
+    let lost = finished(one, "14:02:00", Exit::Lost);
+    assert_eq!(then(&lost, "14:02:01"), Quality::Instance, "what is lost has no late packets");
+    // Announced and ended late: by the guest's own clock it was over.
+    let mut debt = finished(payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:30:00"), "14:31:00", Exit::Code(0));
+    debt.claimed = at("14:01:00");
+    debt.end.as_mut().unwrap().claimed = at("14:02:00");
+    assert_eq!(then(&debt, "14:01:30"), Quality::ClaimedLate);
+    assert_eq!(then(&debt, "14:10:00"), Quality::Instance);
+}
+
+#[test]
+fn a_claim_made_afterwards_does_not_make_a_flow_certainly_its_pilots() {
+    let site = site();
+    let mut stray = instance("hv2", 4, Some("cms"), "10.0.0.8");
+    stray.start = at("14:00:00");
+    let mut late = payload(&stray, 5, "carol", "cms", (43000, 43999), "14:06:30");
+    late.claimed = at("14:06:00");
+    let mut site = site;
+    let facts = [record(at("14:06:00"), Fact::Instance(stray.clone())), record(at("14:06:30"), Fact::Payload(late))];
+    site.writers[1].append(&facts, &[flow(&stray, 43001, "14:06:10", None)]).unwrap();
+    let range = TimeRange::new(at("14:00:00"), at("15:00:00")).unwrap();
+    let pilot = Some(PilotId::new("pilot-cms-1").unwrap());
+    let answer = site.ledger().ips(&IpsQuestion { vo: Vo::new("cms").unwrap(), range, pilot }).unwrap();
+    assert_eq!((answer.unattributed_flows, answer.rows.iter().filter(|row| row.used).count()), (1, 0));
+}
+
+fn one_host() -> (TempDir, Writer) {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (writer, _) = Writer::open(root.path(), options).unwrap();
+    (root, writer)
+}
+
+/// A guest that uses a run id again, with the ledger sealed after every record, and live altogether.
+#[test]
+fn the_first_claim_under_a_run_id_holds_and_the_others_are_told() {
+    for sealing in [true, false] {
+        let (root, mut writer) = one_host();
+        let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+        let first = payload(&vm, 1, "mallory", "atlas", (41000, 41999), "14:01:00");
+        let ended = finished(first.clone(), "14:05:00", Exit::Code(0));
+        let again = payload(&vm, 1, "alice", "atlas", (42000, 42999), "14:06:00");
+        let mut backdated = payload(&vm, 1, "bob", "atlas", (41000, 41999), "14:08:00");
+        backdated.claimed = at("14:01:00");
+        let steps = [
+            (at("14:00:00"), Fact::Instance(vm.clone()), None),
+            (at("14:01:00"), Fact::Payload(first.clone()), Some(flow(&vm, 41022, "14:03:22", Some(1)))),
+            (at("14:05:00"), Fact::Payload(ended.clone()), None),
+            (at("14:06:00"), Fact::Payload(again.clone()), Some(flow(&vm, 42022, "14:06:30", Some(1)))),
+            (at("14:07:00"), Fact::Payload(finished(again.clone(), "14:07:00", Exit::Code(0))), None),
+            (at("14:08:00"), Fact::Payload(backdated), None),
+            (at("14:09:00"), Fact::Payload(finished(first, "14:09:00", Exit::Code(1))), None),
+        ];
+        for (recorded, fact, flow) in steps {
+            writer.append(&[record(recorded, fact)], flow.as_slice()).unwrap();
+            if sealing {
+                writer.seal(recorded).unwrap().expect("a segment");
+            }
+        }
+        let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+        let facts = ledger.facts(TimeRange { from: at("14:00:00"), to: at("15:00:00") }).unwrap();
+        assert_eq!(facts.payloads, std::slice::from_ref(&ended), "sealing: {sealing}");
+        assert_eq!(facts.conflicting.len(), 3, "another end, alice's start and end as one, bob");
+
+        let answer = ledger.who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
+        assert_eq!(users(&answer), ["mallory"], "sealing: {sealing}");
+        let candidate = &answer.candidates[0];
+        assert_eq!(candidate.attribution.quality, Quality::Lease);
+        let note = "the guest later claimed something else under this run id (3 times); the first claim holds";
+        assert_eq!(candidate.notes, [note]);
+        let later: Vec<_> = candidate.later_claims.iter().map(|claims| claims.user.subject.as_str()).collect();
+        assert_eq!(later, ["mallory", "alice", "bob"]);
+
+        // A label that rests on the later claim names nobody: not the first claim's user, who had another block.
+        let answer = ledger.who(&question("14:06:30", "10.0.0.5", Some(42022))).unwrap();
+        let candidate = &answer.candidates[0];
+        assert_eq!((users(&answer).len(), candidate.attribution.quality), (0, Quality::Instance));
+        assert!(candidate.attribution.reason.contains("does not cover the flow"), "{}", candidate.attribution.reason);
+        assert_eq!(candidate.later_claims.len(), 3);
+
+        let mut asked = PilotsQuestion { subject: Label::new("mallory").unwrap(), issuer: None, range: None };
+        let rows = ledger.pilots(&asked).unwrap().rows;
+        assert_eq!((rows.len(), rows[0].payloads.len(), rows[0].later_claims.len()), (1, 1, 3));
+        assert_eq!(rows[0].notes, [format!("run {}: {note}", uid(1))]);
+        asked.subject = Label::new("alice").unwrap();
+        assert_eq!(ledger.pilots(&asked).unwrap().rows.len(), 0);
+
+        drop(writer);
+        let options =
+            WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+        let (_, recovered) = Writer::open(root.path(), options).unwrap();
+        assert_eq!(recovered.payloads, [ended], "sealing: {sealing}");
+    }
+}
+
+#[test]
+fn a_later_claim_does_not_become_the_first_by_saying_it_ran_earlier() {
+    let (root, mut writer) = one_host();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let first = payload(&vm, 1, "mallory", "atlas", (41000, 41999), "14:10:00");
+    let ended = finished(first.clone(), "14:11:00", Exit::Code(0));
+    let mut story = payload(&vm, 1, "alice", "atlas", (41000, 41999), "16:20:00");
+    story.claimed = at("13:00:00");
+    // By the time of the story the first claim is carried no longer: only its own segment has it.
+    for (recorded, claim) in
+        [("14:10:00", first), ("14:11:00", ended.clone()), ("16:00:00", ended), ("16:20:00", story)]
+            .map(|(c, p)| (at(c), p))
+    {
+        writer.append(&[record(recorded, Fact::Payload(claim))], &[flow(&vm, 41022, "13:30:00", None)]).unwrap();
+        writer.seal(recorded).unwrap().expect("a segment");
+    }
+    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let facts = ledger.facts(TimeRange { from: at("13:29:00"), to: at("13:31:00") }).unwrap();
+    assert_eq!((facts.payloads.len(), facts.conflicting.len()), (0, 1));
+    let answer = ledger.who(&question("13:30:00", "10.0.0.5", Some(41022))).unwrap();
+    assert_eq!((users(&answer).len(), answer.candidates[0].attribution.quality), (0, Quality::Instance));
+}
+
+/// A guest that runs more short payloads than are carried on: the first of them is found all the same.
+#[test]
+fn a_payload_that_is_no_longer_carried_still_names_its_late_packets() {
+    let (root, mut writer) = one_host();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let first = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    let start =
+        [record(at("14:00:00"), Fact::Instance(vm.clone())), record(at("14:01:00"), Fact::Payload(first.clone()))];
+    writer.append(&start, &[]).unwrap();
+    writer.seal(at("14:01:00")).unwrap().expect("a segment");
+    let ended = finished(first, "14:02:00", Exit::Code(0));
+    let mut many = vec![record(at("14:02:00"), Fact::Payload(ended))];
+    for number in 0..2000 {
+        let mut other = payload(&vm, 2, "bob", "atlas", (50000, 50999), "14:02:30");
+        other.claim.uid = nth_uid(number);
+        many.push(record(at("14:02:30"), Fact::Payload(other.clone())));
+        many.push(record(at("14:03:00"), Fact::Payload(finished(other, "14:03:00", Exit::Code(0)))));
+    }
+    writer.append(&many, &[]).unwrap();
+    writer.seal(at("14:04:00")).unwrap().expect("a segment");
+    let late = [flow(&vm, 41022, "14:06:00", Some(1)), flow(&vm, 41023, "14:06:00", None)];
+    writer.append(&[], &late).unwrap();
+    let last = writer.seal(at("14:07:00")).unwrap().expect("a segment");
+    assert_eq!(last.manifest.files[2].rows, 1024, "carried payloads");
+    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    for port in [41022, 41023] {
+        let answer = ledger.who(&question("14:06:00", "10.0.0.5", Some(port))).unwrap();
+        assert_eq!(
+            (users(&answer), answer.candidates[0].attribution.quality),
+            (vec!["alice"], Quality::Lease),
+            "{port}"
+        );
+        assert!(answer.candidates[0].guest_claims.as_ref().unwrap().end.is_some());
+    }
+    let all = ledger.facts(TimeRange { from: at("14:00:00"), to: at("15:00:00") }).unwrap();
+    assert_eq!((all.payloads.len(), all.conflicting.len()), (2001, 0));
+    assert!(all.payloads.iter().all(|payload| payload.end.is_some()));
+    drop(writer);
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (_, recovered) = Writer::open(root.path(), options).unwrap();
+    assert_eq!(recovered.payloads.len(), 1024);
 }
 
 #[test]

@@ -93,7 +93,12 @@ fn candidate_text(candidate: &Candidate, style: Style) -> String {
     let claims = "GUEST CLAIMS (said by the agent in the VM; as true as the VO's image)";
     let _ = writeln!(text, "  {}", style.guest(claims));
     match &candidate.guest_claims {
-        Some(claims) => text.push_str(&parts::guest_claims(claims)),
+        Some(claims) => {
+            if candidate.attribution.quality == Quality::ClaimedLate {
+                let _ = writeln!(text, "    {}", style.warning("perhaps, and said only after the flow had begun:"));
+            }
+            text.push_str(&parts::guest_claims(claims));
+        }
         None => text.push_str("    none can be tied to the flows\n"),
     }
     for claims in &candidate.ran_then {
@@ -112,7 +117,11 @@ fn link(candidate: &Candidate, style: Style) -> String {
         ("", _) => String::new(),
         (reason, _) => safe(reason),
     };
-    let mut text = format!("  {} {}: {reason}\n", style.heading("ATTRIBUTION"), link.quality);
+    let quality = match link.quality {
+        Quality::ClaimedLate => style.warning(link.quality.as_str()),
+        quality => quality.to_string(),
+    };
+    let mut text = format!("  {} {quality}: {reason}\n", style.heading("ATTRIBUTION"));
     for note in &candidate.notes {
         let _ = writeln!(text, "  {} {}", style.warning("NOTE"), safe(note));
     }

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    DomainUuid, Flow, HostId, Instance, InstanceId, Lease, Payload, PilotId, TimeRange, Timestamp, Vo,
+    DomainUuid, Flow, HostId, Instance, InstanceId, Lease, Payload, PilotId, Quality, TimeRange, Timestamp, Vo,
 };
 
 use super::{
@@ -69,7 +69,7 @@ pub struct IpsRow {
 pub struct IpsAnswer {
     /// By address.
     pub rows: Vec<IpsRow>,
-    /// With a pilot: flow records of its VMs that only the VM is certain of; they may be the pilot's and are not in the rows.
+    /// With a pilot: flow records of its VMs that only the VM is certain of (or a claim made afterwards); they may be the pilot's and are not in the rows.
     pub unattributed_flows: u64,
     /// What could be seen.
     pub coverage: WindowCoverage,
@@ -129,8 +129,11 @@ fn belongs(question: &IpsQuestion, flow: &Flow, view: &View, of_pilot: &[&Payloa
         return Belongs::Yes;
     }
     let of_vm = |p: &&&Payload| p.domain == flow.domain && p.host == flow.host;
-    let attribution = lease::attribute(flow, &view.facts.payloads, TOLERANCE);
+    let attribution = lease::standing(flow, &view.facts, TOLERANCE);
     match attribution.payload {
+        Some(uid) if attribution.quality == Quality::ClaimedLate => {
+            if of_pilot.iter().filter(of_vm).any(|p| p.claim.uid == uid) { Belongs::Perhaps } else { Belongs::No }
+        }
         Some(uid) if of_pilot.iter().filter(of_vm).any(|p| p.claim.uid == uid) => Belongs::Yes,
         None if of_pilot.iter().filter(of_vm).count() > 0 => Belongs::Perhaps,
         _ => Belongs::No,

@@ -1,12 +1,39 @@
 //! The join of flows and payloads by lease arithmetic, made again when a question is asked: a lease may have arrived after
 //! the flow was recorded.
 //!
-//! A stored `lease` or `observed` label is kept as it is. A flow stored as `instance` is joined only if exactly one
-//! payload of its VM held the tuple; two are never chosen between.
+//! A stored `lease` or `observed` label is kept as it is, unless it can only rest on a claim that contradicts an earlier one.
+//! A flow stored as `instance` is joined only if exactly one payload of its VM held the tuple; two are never chosen between.
+//! Arrival of the claim and first packet are read from one clock, the host's, so there is no tolerance between them: a lease
+//! that arrived later is `claimed-late`, however little later.
 
 use std::time::Duration;
 
-use vestigo_model::{Attribution, Flow, Payload, PayloadUid, Quality, TimeRange, Timestamp};
+use vestigo_model::{Attribution, Exit, Flow, LEASE_REST, Payload, PayloadUid, Quality};
+
+use crate::reader::Facts;
+
+/// The flow's attribution as it stands now, given all that is known.
+pub(crate) fn standing(flow: &Flow, facts: &Facts, tolerance: Duration) -> Attribution {
+    let attribution = attribute(flow, &facts.payloads, tolerance);
+    match attribution.payload {
+        Some(uid) if attribution.quality == Quality::Lease && !covered(flow, facts, uid) => Attribution {
+            quality: Quality::Instance,
+            payload: None,
+            reason: format!(
+                "recorded as {} of run {uid}, but the guest had claimed something else under this run id before, and that \
+                 first claim, which holds, does not cover the flow",
+                attribution.quality
+            ),
+        },
+        _ => attribution,
+    }
+}
+
+/// Whether the first claim covers the flow, asked only where there is more than one: otherwise what hostd wrote stands.
+fn covered(flow: &Flow, facts: &Facts, uid: PayloadUid) -> bool {
+    facts.conflicting_with(&flow.host, flow.domain, uid).is_empty()
+        || find(&facts.payloads, flow, uid).is_some_and(|first| holds(first, flow) && first.held_leases_at(flow.first))
+}
 
 /// The flow's attribution as it stands now, given the payloads of all VMs.
 #[must_use]
@@ -17,13 +44,14 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     }
     let of_vm: Vec<&Payload> =
         payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host && holds(p, flow)).collect();
-    let during: Vec<&Payload> = of_vm.iter().copied().filter(|p| ran(p, flow, Duration::ZERO)).collect();
-    let near: Vec<&Payload> = of_vm.into_iter().filter(|p| ran(p, flow, tolerance)).collect();
-    match (during.as_slice(), near.as_slice()) {
-        ([one], _) | ([], [one]) => rejoined(one, flow, tolerance),
+    let held: Vec<&Payload> = of_vm.iter().copied().filter(|p| p.held_leases_at(flow.first)).collect();
+    let late: Vec<&Payload> = of_vm.into_iter().filter(|p| claimed_late(p, flow, tolerance)).collect();
+    match (held.as_slice(), late.as_slice()) {
+        ([one], _) => by_lease(one, stored),
+        ([], [one]) => by_late_claim(one, stored, tolerance),
         ([], []) => stored.clone(),
-        (many, _) if many.len() > 1 => ambiguous(many, stored, tolerance),
-        (_, many) => ambiguous(many, stored, tolerance),
+        ([], many) => ambiguous(many, stored),
+        (many, _) => ambiguous(many, stored),
     }
 }
 
@@ -31,12 +59,12 @@ fn holds(payload: &Payload, flow: &Flow) -> bool {
     payload.claim.leases.iter().any(|lease| flow.marked_by(lease))
 }
 
-/// Whether the payload ran when the flow began. Its record's arrival and the start that the guest claims both count: an
-/// agent that works without hostd for a while announces its leases late.
-fn ran(payload: &Payload, flow: &Flow, tolerance: Duration) -> bool {
-    let start = payload.received.min(payload.claimed) - tolerance;
-    let end = payload.end.map(|end| end.received + tolerance);
-    TimeRange { from: flow.first, to: flow.first }.touches(start, end)
+/// Whether the claim arrived after the flow began, and the payload ran then by the guest's own clock alone. (Or arrived so
+/// shortly after that the guest's clock cannot tell.)
+fn claimed_late(payload: &Payload, flow: &Flow, tolerance: Duration) -> bool {
+    let begun = payload.received.min(payload.claimed) - tolerance <= flow.first && flow.first < payload.received;
+    let rest = |exit: Exit| if exit == Exit::Lost { Duration::ZERO } else { LEASE_REST };
+    begun && payload.end.is_none_or(|end| flow.first <= end.claimed.max(payload.claimed) + rest(end.exit) + tolerance)
 }
 
 fn lease_of(payload: &Payload) -> String {
@@ -44,34 +72,42 @@ fn lease_of(payload: &Payload) -> String {
     leases.join(", ")
 }
 
-fn rejoined(payload: &Payload, flow: &Flow, tolerance: Duration) -> Attribution {
+// Reasons name no time of the flow: a thousand flows of one payload have one reason.
+
+fn by_lease(payload: &Payload, stored: &Attribution) -> Attribution {
+    let (lease, received) = (lease_of(payload), payload.received);
     let reason = format!(
-        "joined when asked: lease {} announced {} (flow began {}, clock tolerance {} s); recorded as instance: {}",
-        lease_of(payload),
-        late(payload.received, flow.first),
-        flow.first,
-        tolerance.as_secs_f32(),
-        flow.attribution.reason,
+        "joined when asked: lease {lease} announced at {received}, before the flow began; recorded as instance: {}",
+        stored.reason
     );
     Attribution { quality: Quality::Lease, payload: Some(payload.claim.uid), reason }
 }
 
-fn late(received: Timestamp, first: Timestamp) -> String {
-    let after = received.since(first);
-    if after.is_zero() {
-        format!("at {received}")
-    } else {
-        format!("late, at {received}, by the guest's clock in time")
-    }
+fn by_late_claim(payload: &Payload, stored: &Attribution, tolerance: Duration) -> Attribution {
+    let reason = format!(
+        "not certain: the guest announced lease {} at {}, after the flow had begun; only the guest's own clock says that the \
+         payload ran already (since {}, tolerance {} s). An agent that works without hostd for a while says so late, and so \
+         does a guest that makes up a story afterwards; recorded as instance: {}",
+        lease_of(payload),
+        payload.received,
+        payload.claimed,
+        tolerance.as_secs_f32(),
+        stored.reason,
+    );
+    Attribution { quality: Quality::ClaimedLate, payload: Some(payload.claim.uid), reason }
 }
 
-fn ambiguous(payloads: &[&Payload], stored: &Attribution, tolerance: Duration) -> Attribution {
-    let uids: Vec<String> = payloads.iter().map(|p| p.claim.uid.to_string()).collect();
+/// Payloads named when none is chosen.
+const NAMED: usize = 8;
+
+fn ambiguous(payloads: &[&Payload], stored: &Attribution) -> Attribution {
+    let uids: Vec<String> = payloads.iter().take(NAMED).map(|p| p.claim.uid.to_string()).collect();
+    let more = payloads.len().saturating_sub(NAMED);
     let reason = format!(
-        "{} payloads held the lease within the clock tolerance of {} s, none is chosen: {}; recorded as instance: {}",
+        "{} payloads claim to have held the lease then, none is chosen: {}{}; recorded as instance: {}",
         payloads.len(),
-        tolerance.as_secs_f32(),
         uids.join(", "),
+        if more > 0 { format!(" and {more} more") } else { String::new() },
         stored.reason,
     );
     Attribution { quality: Quality::Instance, payload: None, reason }

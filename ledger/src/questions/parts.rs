@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    Attribution, Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, HostId, Initiator, Instance,
-    InstanceEnd, InstanceId, Label, Lease, Payload, PayloadEnd, PayloadId, PayloadUid, PilotId, PostNat, Project,
-    TapName, Timestamp, Trust, User, Vo,
+    Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, HostId, Initiator, Instance, InstanceEnd,
+    InstanceId, Label, Lease, Payload, PayloadEnd, PayloadId, PayloadUid, PilotId, PostNat, Project, TapName,
+    Timestamp, Trust, User, Vo,
 };
 
 /// An address and a port.
@@ -235,16 +235,20 @@ impl GuestClaims {
 /// How good an answer's link between flow and payload is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// `lease`, `observed` or `instance`.
+    /// `lease`, `observed`, `claimed-late` or `instance`.
     pub quality: vestigo_model::Quality,
     /// Why not better, or how the join was made when asked.
     pub reason: String,
 }
 
-impl From<&Attribution> for Link {
-    fn from(attribution: &Attribution) -> Self {
-        Self { quality: attribution.quality, reason: attribution.reason.clone() }
-    }
+/// Whether a guest claimed something else under a run id that it had used: stated, and the first claim holds.
+pub(crate) fn conflict_note(conflicting: &[Payload]) -> Option<String> {
+    let times = match conflicting.len() {
+        0 => return None,
+        1 => "once".to_owned(),
+        many => format!("{many} times"),
+    };
+    Some(format!("the guest later claimed something else under this run id ({times}); the first claim holds"))
 }
 
 /// Whether a claim contradicts what the host knows: stated, never resolved.

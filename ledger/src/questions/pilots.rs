@@ -8,8 +8,11 @@ use vestigo_model::{DomainUuid, HostId, Instance, InstanceId, Label, Payload, Pi
 use super::{
     View,
     coverage::{self, WindowCoverage},
-    parts::{GuestClaims, vo_contradiction},
+    parts::{GuestClaims, conflict_note, vo_contradiction},
 };
+
+/// Conflicting claims shown per pilot; the notes count them all.
+const SHOWN: usize = 100;
 
 /// The question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ pub struct PilotsRow {
     pub host: HostId,
     /// The user's payloads there, by start.
     pub payloads: Vec<GuestClaims>,
+    /// Said by the guest later under the run id of one of them, and different: the first claim holds. At most a hundred.
+    #[serde(default)]
+    pub later_claims: Vec<GuestClaims>,
     /// Contradictions.
     pub notes: Vec<String>,
 }
@@ -67,10 +73,16 @@ pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> Pilot
             domain: payload.domain,
             host: payload.host.clone(),
             payloads: Vec::new(),
+            later_claims: Vec::new(),
             notes: Vec::new(),
         });
         let note = vo_contradiction(row.vo.as_ref(), &payload.claim.vo);
         row.notes.extend(note.filter(|note| !row.notes.contains(note)));
+        let uid = payload.claim.uid;
+        let conflicting = view.facts.conflicting_with(&payload.host, payload.domain, uid);
+        row.notes.extend(conflict_note(conflicting).map(|note| format!("run {uid}: {note}")));
+        let room = SHOWN.saturating_sub(row.later_claims.len());
+        row.later_claims.extend(conflicting.iter().take(room).map(GuestClaims::new));
         row.payloads.push(GuestClaims::new(payload));
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();

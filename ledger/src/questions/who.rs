@@ -12,19 +12,19 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    Attribution, DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Payload, PayloadUid, Quality, TimeRange,
-    Timestamp,
+    DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Payload, PayloadUid, Quality, TimeRange, Timestamp,
 };
 
 use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
     lease,
-    parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, vo_contradiction},
+    parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, conflict_note, vo_contradiction},
+    reasons::Reasons,
 };
 use crate::segment::scan::same;
 
-/// Flow records shown per candidate; the totals count them all.
+/// Flow records (and conflicting claims) shown per candidate; totals and notes count them all.
 const SHOWN: usize = 100;
 
 /// The question.
@@ -70,6 +70,9 @@ pub struct Candidate {
     pub totals: Totals,
     /// Said by the guest about the payload behind the flows; `None` when only the VM is certain.
     pub guest_claims: Option<GuestClaims>,
+    /// Said by the guest later under the same run id, and different: the first claim holds. At most a hundred.
+    #[serde(default)]
+    pub later_claims: Vec<GuestClaims>,
     /// How good the link between the flows and the payload is.
     pub attribution: Link,
     /// Payloads that ran in the VM then, listed when none can be tied to the flows: claims, not an attribution.
@@ -113,7 +116,8 @@ type Key = (HostId, DomainUuid, Option<Timestamp>, Option<PayloadUid>);
 struct Group<'a> {
     host_facts: HostFacts,
     payload: Option<&'a Payload>,
-    link: Link,
+    conflicting: &'a [Payload],
+    reasons: Reasons,
     flows: Vec<(&'a Flow, MatchedOn)>,
 }
 
@@ -168,33 +172,22 @@ fn groups<'a>(question: &WhoQuestion, view: &'a View) -> BTreeMap<Key, Group<'a>
     for flow in &view.flows {
         let Some(matched_on) = matched(question, flow) else { continue };
         let instance = interval(&view.facts.instances, flow);
-        let attribution = lease::attribute(flow, &view.facts.payloads, TOLERANCE);
+        let attribution = lease::standing(flow, &view.facts, TOLERANCE);
         let key = (flow.host.clone(), flow.domain, instance.map(|i| i.start), attribution.payload);
         let group = groups.entry(key).or_insert_with(|| Group {
             host_facts: facts_of(instance, flow),
             payload: attribution.payload.and_then(|uid| lease::find(&view.facts.payloads, flow, uid)),
-            link: Link::from(&attribution),
+            conflicting: attribution
+                .payload
+                .or(flow.attribution.payload)
+                .map_or_else(Default::default, |uid| view.facts.conflicting_with(&flow.host, flow.domain, uid)),
+            reasons: Reasons::new(attribution.quality),
             flows: Vec::new(),
         });
-        weaken(&mut group.link, &attribution);
+        group.reasons.take(&attribution);
         group.flows.push((flow, matched_on));
     }
     groups
-}
-
-/// A candidate is as good as the weakest of its flows, and says all reasons.
-fn weaken(link: &mut Link, attribution: &Attribution) {
-    let rank = |quality| match quality {
-        Quality::Lease => 2,
-        Quality::Observed => 1,
-        Quality::Instance => 0,
-    };
-    if rank(attribution.quality) < rank(link.quality) {
-        link.quality = attribution.quality;
-    }
-    if !link.reason.contains(&attribution.reason) {
-        link.reason = format!("{}; {}", link.reason, attribution.reason);
-    }
 }
 
 /// The interval of the VM's life that the flow belongs to: the last one begun before the flow ended.
@@ -209,12 +202,14 @@ pub(crate) fn interval<'a>(instances: &'a [Instance], flow: &Flow) -> Option<&'a
 
 fn candidate(group: &Group<'_>, view: &View) -> Candidate {
     let host_facts = group.host_facts.clone();
-    let notes = notes(group);
+    let attribution = group.reasons.link();
+    let notes = notes(group, attribution.quality);
     Candidate {
         flows: group.flows.iter().take(SHOWN).map(|(flow, on)| FlowSeen::new(flow, *on)).collect(),
         totals: totals(&group.flows),
         guest_claims: group.payload.map(GuestClaims::new),
-        attribution: group.link.clone(),
+        later_claims: group.conflicting.iter().take(SHOWN).map(GuestClaims::new).collect(),
+        attribution,
         ran_then: if group.payload.is_some() { Vec::new() } else { ran_then(&host_facts, hull(&group.flows), view) },
         notes,
         host_facts,
@@ -253,7 +248,7 @@ fn ran_then(facts: &HostFacts, range: Option<TimeRange>, view: &View) -> Vec<Gue
         .collect()
 }
 
-fn notes(group: &Group<'_>) -> Vec<String> {
+fn notes(group: &Group<'_>, quality: Quality) -> Vec<String> {
     let mut notes = Vec::new();
     let facts = &group.host_facts;
     if facts.start.is_none() {
@@ -264,7 +259,8 @@ fn notes(group: &Group<'_>) -> Vec<String> {
     } else if facts.vo.is_none() {
         notes.push("the VM's tenant is mapped to no VO".to_owned());
     }
-    if group.payload.is_none() && group.link.quality != Quality::Instance {
+    notes.extend(conflict_note(group.conflicting));
+    if group.payload.is_none() && quality != Quality::Instance {
         notes.push("the payload's record was not found in the ledgers asked".to_owned());
     }
     if group.flows.iter().any(|(flow, _)| flow.src_expected == Expected::No) {
@@ -294,6 +290,7 @@ fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candi
         flows: Vec::new(),
         totals: Totals::default(),
         guest_claims: None,
+        later_claims: Vec::new(),
         attribution: Link {
             quality: Quality::Instance,
             reason: "the VM was given this address then, but no flow that matches the question was seen".to_owned(),
