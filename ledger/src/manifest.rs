@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
 
-use crate::durable::{self, IoError};
+use crate::{
+    durable::{self, IoError},
+    segment::SegmentError,
+};
 
 /// Value of [`Manifest::format`].
 pub const FORMAT: &str = "vestigo-segment";
@@ -175,12 +178,26 @@ pub struct Sealed {
 }
 
 impl Sealed {
-    /// The file of this kind.
-    #[must_use]
-    pub fn file(&self, kind: Kind) -> Option<PathBuf> {
-        let entry = self.manifest.files.iter().find(|f| f.kind == kind && f.rows > 0)?;
-        // A manifest from elsewhere must not lead the reader out of its folder.
-        (!entry.name.contains('/')).then(|| self.folder.join(&entry.name))
+    /// The file of this kind, if it holds anything. Its length is compared with the manifest's: another segment's file put in
+    /// its place, or one cut short, must not pass for it. (Every byte is compared by whoever checks the digests.)
+    ///
+    /// # Errors
+    /// [`SegmentError`]: it is not there, or not the one that the manifest means.
+    pub fn file(&self, kind: Kind) -> Result<Option<PathBuf>, SegmentError> {
+        let Some(entry) = self.manifest.files.iter().find(|f| f.kind == kind && f.rows > 0) else { return Ok(None) };
+        let path = self.folder.join(&entry.name);
+        let content = |what: String| SegmentError::Content { path: path.clone(), what };
+        if entry.name.contains('/') {
+            return Err(content("its manifest leads out of its folder".to_owned()));
+        }
+        let found = std::fs::metadata(&path).map_err(IoError::at("find", &path))?.len();
+        if found != entry.bytes {
+            let bytes = entry.bytes;
+            return Err(content(format!(
+                "it is {found} bytes long, its manifest says {bytes}; restore it from a copy"
+            )));
+        }
+        Ok(Some(path))
     }
 }
 

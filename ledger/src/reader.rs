@@ -26,6 +26,8 @@ struct Live {
     host: HostId,
     generation: u64,
     entries: Vec<Entry>,
+    /// Whether bytes between whole records are no record: some may be missing.
+    damaged: bool,
 }
 
 /// Several ledgers, as they were when opened.
@@ -106,8 +108,10 @@ impl Ledger {
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, LedgerError> {
         let mut flows = Vec::new();
         let touched = |s: &&Sealed| s.manifest.flows.is_some_and(|range| range.overlaps(&filter.range));
-        for path in self.sealed.iter().filter(touched).filter_map(|s| s.file(Kind::Flows)) {
-            flows.extend(scan::flows(&path, filter)?);
+        for sealed in self.sealed.iter().filter(touched) {
+            if let Some(path) = sealed.file(Kind::Flows)? {
+                flows.extend(scan::flows(&path, filter)?);
+            }
         }
         let live = self.live.iter().flat_map(|l| &l.entries).filter_map(|entry| match entry {
             Entry::Flow(flow) if filter.matches(flow) => Some(flow.as_ref().clone()),
@@ -144,12 +148,16 @@ impl Ledger {
                     Kind::Instances | Kind::Payloads => validity,
                     Kind::Coverage | Kind::Events => coverage,
                 };
-                let Some(path) = sealed.file(kind).filter(|_| wanted) else { continue };
+                if !wanted {
+                    continue;
+                }
+                let Some(path) = sealed.file(kind)? else { continue };
                 let (facts, unreadable) = scan::facts(&path)?;
                 merge.unreadable += unreadable;
                 facts.into_iter().for_each(|fact| merge.take(fact));
             }
         }
+        merge.unreadable += u64::try_from(self.live.iter().filter(|live| live.damaged).count()).unwrap_or(u64::MAX);
         for entry in self.live.iter().flat_map(|l| &l.entries) {
             if let Entry::Carried(fact) | Entry::Fact(fact) = entry {
                 merge.take(fact.as_ref().clone());
@@ -203,7 +211,7 @@ fn read_live(root: &Path, live: &mut Vec<Live>) -> Result<(), LedgerError> {
             read => read?,
         };
         if let Some(Entry::Header(header)) = read.entries.first() {
-            live.push(Live { host: header.host.clone(), generation, entries: read.entries });
+            live.push(Live { host: header.host.clone(), generation, entries: read.entries, damaged: read.damaged > 0 });
         }
     }
     Ok(())

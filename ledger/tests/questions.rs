@@ -465,7 +465,8 @@ fn what_is_no_ledger_or_a_damaged_one_is_said() {
     let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     let flows = files.iter().find(|file| file.to_string_lossy().ends_with("-flows.parquet")).unwrap();
-    std::fs::write(flows, b"PAR1 rubbish").unwrap();
+    let length = usize::try_from(std::fs::metadata(flows).unwrap().len()).unwrap();
+    std::fs::write(flows, vec![b'x'; length]).unwrap();
     let error = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap_err();
     assert!(error.to_string().contains("-flows.parquet") && error.to_string().contains("SHA-256"), "{error}");
     let manifest = files.iter().find(|file| file.to_string_lossy().ends_with(".manifest.json")).unwrap();
@@ -480,4 +481,35 @@ fn a_ledger_and_its_copy_count_once() {
     let roots = [site.roots[0].clone(), site.roots[0].clone()];
     let answer = Ledger::open(&roots).unwrap().who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
     assert_eq!(answer.candidates[0].totals.flows, 1);
+}
+
+/// The file of a kind in the only segment below the root.
+fn only_file(root: &std::path::Path, suffix: &str) -> PathBuf {
+    let dates = std::fs::read_dir(root).unwrap().flatten().map(|entry| entry.path());
+    let day = dates.into_iter().find(|path| path.to_string_lossy().contains("date=")).unwrap();
+    let host = std::fs::read_dir(day).unwrap().flatten().next().unwrap().path();
+    let mut files = std::fs::read_dir(host).unwrap().flatten().map(|entry| entry.path());
+    files.find(|path| path.to_string_lossy().ends_with(suffix)).unwrap()
+}
+
+#[test]
+fn another_file_in_a_segments_place_is_no_answer() {
+    let site = site();
+    let (flows, coverage) =
+        (only_file(&site.roots[0], "-flows.parquet"), only_file(&site.roots[0], "-coverage.parquet"));
+    std::fs::copy(&coverage, &flows).unwrap();
+    let error = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap_err();
+    assert!(error.to_string().contains("its manifest says"), "{error}");
+}
+
+#[test]
+fn damage_in_a_live_log_makes_an_answer_incomplete() {
+    let site = site();
+    let log = std::fs::read_dir(site.roots[1].join("wal")).unwrap().flatten().map(|entry| entry.path()).max().unwrap();
+    let mut bytes = std::fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xff;
+    std::fs::write(&log, bytes).unwrap();
+    let answer = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap();
+    assert!(answer.coverage.unreadable > 0 && !answer.coverage.complete);
 }

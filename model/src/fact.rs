@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BootId, Coverage, Digest, DomainUuid, Event, Instance, Payload, Timestamp};
 
-/// One fact. `Instance` and `Payload` are whole snapshots: the last one recorded under a key is the one that holds.
+/// One fact. `Instance` and `Payload` are whole snapshots. Of an instance the last one recorded under its key holds: it is the host's
+/// own word. Of a payload the first does, and a later one may only add its end: it is a guest's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "kebab-case")]
 pub enum Fact {

@@ -5,7 +5,7 @@
 //! [`HandoverResult`], in the same way, and removes first the pins, then `SPOOL/<item>.json`. hostd reads the result,
 //! records it as a fact and removes it. Either side may crash between any two steps and go on afterwards; a result may
 //! therefore come twice, and is taken once. A pin belongs to one item: a backing file that several VMs share has a link for
-//! each, because quarantine removes the links of an item with it.
+//! each, because quarantine removes the links of an item with it. What quarantine refused to read (no regular file) it leaves where it is.
 
 use std::path::PathBuf;
 

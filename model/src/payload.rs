@@ -186,8 +186,8 @@ pub struct PayloadEnd {
     pub exit: Exit,
 }
 
-/// A payload as the host keeps it: the guest's claim under the host's own stamp. Its key is (`domain`, `claim.uid`);
-/// a later record of the same key replaces the earlier one.
+/// A payload as the host keeps it: the guest's claim under the host's own stamp. Its key is (`host`, `domain`, `claim.uid`);
+/// the first claim under a key holds, and a later record may only add the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {
     /// The hypervisor.

@@ -1,6 +1,6 @@
 //! Finding items, from the bucket alone: every manifest describes itself.
 
-use std::{sync::Mutex, thread, time::Duration};
+use std::{sync::Mutex, thread};
 
 use vestigo_model::{ItemId, Timestamp, Vo};
 
@@ -74,19 +74,13 @@ impl Filter {
             && self.from.is_none_or(|from| end >= from)
             && self.to.is_none_or(|to| instance.start <= to)
     }
-
-    /// Items behind this key only. An item's folder is the day its machine ended. A day's grace for clocks, and one for
-    /// servers that, told to begin behind a folder's name, pass over what is in it.
-    fn after(&self) -> Option<String> {
-        let day = (self.from? - Duration::from_secs(2 * 86_400)).date().replace('-', "/");
-        Some(format!("items/{day}"))
-    }
 }
 
-/// The ids of all items whose folder sorts behind `after`, in order of time.
-pub fn ids(vault: &dyn Vault, after: Option<&str>) -> Result<Vec<ItemId>, VaultError> {
+/// The ids of all items, in order of time. Never only those of some days: the day in an id is by another clock than the
+/// times in the manifest.
+pub fn ids(vault: &dyn Vault) -> Result<Vec<ItemId>, VaultError> {
     let mut found = Vec::new();
-    vault.list("items/", after, &mut |listed| {
+    vault.list("items/", None, &mut |listed| {
         let id = listed.key.as_str().strip_suffix("/manifest.json").and_then(|dir| dir.rsplit_once('/'));
         found.extend(id.and_then(|(_, id)| id.parse::<ItemId>().ok()));
         Ok(())
@@ -105,7 +99,7 @@ pub struct Listing {
 
 /// Every item that the filter wants.
 pub fn list(vault: &dyn Vault, filter: &Filter) -> Result<Listing, VaultError> {
-    let ids = ids(vault, filter.after().as_deref())?;
+    let ids = ids(vault)?;
     let queue = Mutex::new(ids.into_iter());
     let results = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -145,7 +139,7 @@ pub fn resolve(vault: &dyn Vault, wanted: &str) -> Result<ItemId, FindError> {
         return if there { Ok(id) } else { Err(none()) };
     }
     let lower = wanted.to_ascii_lowercase();
-    let found: Vec<ItemId> = ids(vault, None)?.into_iter().filter(|id| id.to_string().starts_with(&lower)).collect();
+    let found: Vec<ItemId> = ids(vault)?.into_iter().filter(|id| id.to_string().starts_with(&lower)).collect();
     match found.as_slice() {
         _ if lower.is_empty() => Err(none()),
         [] => Err(none()),

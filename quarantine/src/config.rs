@@ -24,6 +24,9 @@ pub struct ConfigError(pub String);
 pub struct Config {
     /// The folder in which hostd lays its hand-overs.
     pub spool: PathBuf,
+    /// The folders in which pins may be, as in hostd's `pins.folders`; empty: anywhere.
+    #[serde(default)]
+    pub pins: Vec<PathBuf>,
     /// The daemon's own folder: progress of items, cache of known chunks.
     pub state: PathBuf,
     /// Where evidence goes.
@@ -127,6 +130,9 @@ impl Config {
             if !path.is_absolute() {
                 return Err((key, format!("{} is not a whole path; write one that begins with /", path.display())));
             }
+        }
+        if let Some(path) = self.pins.iter().find(|path| !path.is_absolute()) {
+            return Err(("pins", format!("{} is not a whole path; write one that begins with /", path.display())));
         }
         if self.spool == self.state {
             return Err(("state", "is the same folder as spool; give each its own".to_owned()));

@@ -2,7 +2,11 @@
 //! the entry's number is its key and keys are written once, so two writers cannot fork the chain: the second one's put is
 //! refused and it continues behind the first.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -160,6 +164,18 @@ pub fn head(vault: &dyn Vault) -> Result<u64, CustodyError> {
     Ok(low)
 }
 
+/// The lowest number above `last` that a listing shows.
+fn next_after(vault: &dyn Vault, last: u64) -> Result<Option<u64>, CustodyError> {
+    let mut found = None;
+    let after = if last == 0 { None } else { Some(layout::custody(last)?) };
+    vault.list("custody/", after.as_ref().map(Key::as_str), &mut |listed| {
+        let number = number_of(&listed.key).filter(|number| *number > last);
+        found = found.into_iter().chain(number).min();
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// Reads one entry and checks that it is the one its key says.
 pub fn read(vault: &dyn Vault, number: u64) -> Result<Recorded, CustodyError> {
     let bytes = vault.get(&layout::custody(number)?)?;
@@ -180,6 +196,14 @@ fn parse(number: u64, bytes: &[u8]) -> Result<Entry, CustodyError> {
 pub fn append(vault: &dyn Vault, draft: &Draft, now: Timestamp) -> Result<Recorded, CustodyError> {
     for _ in 0..64 {
         let last = head(vault)?;
+        if let Some(higher) = next_after(vault, last)? {
+            if vault.exists(&layout::custody(last + 1)?)? {
+                continue;
+            }
+            // Filling the gap would hide that somebody made it.
+            let why = format!("it is missing although entry {higher} exists; nothing is appended to a broken log");
+            return Err(CustodyError::Damaged(last + 1, why));
+        }
         let previous = if last == 0 { Digest::ZERO } else { read(vault, last)?.digest };
         let entry = Entry {
             format: FORMAT.to_owned(),
@@ -223,18 +247,150 @@ fn number_of(key: &Key) -> Option<u64> {
     key.as_str().rsplit_once('/')?.1.strip_suffix(".json")?.parse().ok()
 }
 
+/// A place where the log is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Break {
+    /// The entry.
+    pub number: u64,
+    /// How it shows.
+    pub why: String,
+}
+
+/// The whole log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Chain {
+    /// How many entries there are.
+    pub entries: u64,
+    /// Where it is not as it was written, in order.
+    pub breaks: Vec<Break>,
+}
+
+/// What an entry gives to the chain: the digest it names and its own; or how it is damaged.
+type Link = Result<(Digest, Digest), String>;
+
+fn link(vault: &dyn Vault, number: u64) -> Result<Link, CustodyError> {
+    match read(vault, number) {
+        Ok(Recorded { entry, digest }) => Ok(Ok((entry.previous, digest))),
+        Err(CustodyError::Vault(VaultError::NotFound(_))) => Ok(Err("it is missing".to_owned())),
+        Err(CustodyError::Damaged(_, why)) => Ok(Err(format!("it is damaged: {why}"))),
+        Err(other) => Err(other),
+    }
+}
+
+/// Why `later`, entry `number`, does not follow on `before`.
+fn joined(number: u64, before: &Link, later: &Link) -> Option<Break> {
+    let (Ok((_, expected)), Ok((previous, _))) = (before, later) else { return None };
+    let why = || format!("it does not name entry {} as that is now: one of the two was rewritten", number - 1);
+    (previous != expected).then(|| Break { number, why: why() })
+}
+
+const NOTHING_BEFORE: Link = Ok((Digest::ZERO, Digest::ZERO));
+
+/// Walks the whole chain, reading `threads` entries at once, and goes on behind a break.
+pub fn walk(vault: &dyn Vault, threads: usize) -> Result<Chain, CustodyError> {
+    let mut numbers = Vec::new();
+    vault.list("custody/", None, &mut |listed| {
+        numbers.extend(number_of(&listed.key).filter(|number| *number > 0));
+        Ok(())
+    })?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    let links = Mutex::new(BTreeMap::new());
+    let queue = Mutex::new(numbers.iter().copied());
+    let failed = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while let Some(number) = queue.lock().ok().and_then(|mut numbers| numbers.next()) {
+                    match link(vault, number) {
+                        Ok(link) => drop(links.lock().map(|mut links| links.insert(number, link))),
+                        Err(error) => return drop(failed.lock().map(|mut failed| failed.replace(error))),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let links = links.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut breaks = Vec::new();
+    let (mut last, mut before) = (0, &NOTHING_BEFORE);
+    for (&number, later) in &links {
+        if number == last + 1 {
+            breaks.extend(joined(number, before, later));
+        } else if !vault.exists(&layout::custody(last + 1)?)? {
+            // Looked for by name: a listing made while others append may pass over one.
+            let why = format!("it is missing although entry {number} exists");
+            breaks.push(Break { number: last + 1, why });
+        }
+        breaks.extend(later.as_ref().err().map(|why| Break { number, why: why.clone() }));
+        (last, before) = (number, later);
+    }
+    Ok(Chain { entries: crate::codec::as_u64(links.len()), breaks })
+}
+
+/// Holds one entry against the ones before and behind it.
+pub fn neighbours(vault: &dyn Vault, number: u64) -> Result<Vec<Break>, CustodyError> {
+    let own = link(vault, number)?;
+    let before = if number == 1 { NOTHING_BEFORE } else { link(vault, number - 1)? };
+    let mut breaks = Vec::new();
+    for (number, link) in [(number - 1, &before), (number, &own)] {
+        breaks.extend(link.as_ref().err().map(|why| Break { number, why: why.clone() }));
+    }
+    breaks.extend(joined(number, &before, &own));
+    if vault.exists(&layout::custody(number + 1)?)? {
+        breaks.extend(joined(number + 1, &own, &link(vault, number + 1)?));
+    }
+    Ok(breaks)
+}
+
 /// Walks the whole chain; the first break is the error. Returns how many entries there are.
 pub fn check_chain(vault: &dyn Vault) -> Result<u64, CustodyError> {
-    let last = head(vault)?;
-    let mut previous = Digest::ZERO;
-    for number in 1..=last {
-        let Recorded { entry, digest } = read(vault, number)?;
-        if entry.previous != previous {
-            return Err(CustodyError::Damaged(number, "it does not name the entry before it".into()));
-        }
-        previous = digest;
+    let Chain { entries, breaks } = walk(vault, 1)?;
+    match breaks.into_iter().next() {
+        Some(Break { number, why }) => Err(CustodyError::Damaged(number, why)),
+        None => Ok(entries),
     }
-    Ok(last)
+}
+
+/// The records of an item's capture. If the pointers beside the item are gone, the log itself is searched.
+pub fn captures(vault: &dyn Vault, item: &ItemId) -> Result<Vec<Recorded>, CustodyError> {
+    let capture = |r: &Recorded| r.entry.what == What::Captured && r.entry.item == Some(*item);
+    let mut found = of_item(vault, item)?;
+    found.retain(capture);
+    if found.is_empty() {
+        for number in 1..=head(vault)? {
+            found.extend(Some(read(vault, number)?).filter(capture));
+        }
+    }
+    Ok(found)
+}
+
+/// Why the manifest with this SHA-256 is not the one that custody says was sealed; `None` when it is.
+pub fn objection(vault: &dyn Vault, item: &ItemId, manifest: Digest) -> Result<Option<String>, CustodyError> {
+    let captures = match captures(vault, item) {
+        Err(CustodyError::Damaged(number, why)) => {
+            return Ok(Some(format!("custody entry {number} is damaged: {why}")));
+        }
+        Err(CustodyError::Vault(VaultError::NotFound(key))) => {
+            return Ok(Some(format!("custody entry {key} is missing")));
+        }
+        captures => captures?,
+    };
+    if captures.is_empty() {
+        return Ok(Some("custody has no record that this item was captured".to_owned()));
+    }
+    for Recorded { entry, .. } in captures {
+        let (number, said) = (entry.number, entry.detail.get("manifest_sha256").map_or("nothing", String::as_str));
+        if said != manifest.to_string() {
+            return Ok(Some(format!("its manifest has SHA-256 {manifest}, custody entry {number} recorded {said}")));
+        }
+        if let Some(Break { number, why }) = neighbours(vault, number)?.into_iter().next() {
+            return Ok(Some(format!("the custody log is broken at entry {number}: {why}")));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -271,6 +427,26 @@ mod tests {
         let changed = std::fs::read_to_string(&path).unwrap().replace("root", "toor");
         std::fs::write(&path, changed).unwrap();
         assert!(matches!(check_chain(&vault), Err(CustodyError::Damaged(3, _))));
+    }
+
+    #[test]
+    fn nothing_is_appended_to_a_log_with_a_gap() {
+        for gone in 1..=3 {
+            let dir = tempfile::tempdir().unwrap();
+            let vault = FolderVault::open(dir.path(), Open::Create).unwrap();
+            for n in 0..4 {
+                append(&vault, &draft(), Timestamp::from_nanos(n)).unwrap();
+            }
+            std::fs::remove_file(dir.path().join(layout::custody(gone).unwrap().as_str())).unwrap();
+            let chain = walk(&vault, 3).unwrap();
+            assert_eq!(chain.breaks.first().map(|b| b.number), Some(gone), "{chain:?}");
+            // A gap that the search for the end steps over is found by `walk`; one that would be filled is refused.
+            if head(&vault).unwrap() < 4 {
+                let error = append(&vault, &draft(), Timestamp::from_nanos(9)).unwrap_err();
+                assert!(error.to_string().contains("missing although"), "{error}");
+                assert!(!vault.exists(&layout::custody(gone).unwrap()).unwrap());
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,8 @@ use crate::{
     known::Known,
     spool::{Spool, SpoolError, Waiting},
     vault::{
-        self, Open, Vault, VaultError,
+        self, Open, Url, Vault, VaultError,
+        identity::Remembered,
         probe::{Capabilities, judge},
     },
 };
@@ -72,10 +73,9 @@ impl Daemon {
     /// Takes the spool, opens vault and cache, and tries out the store. A store that does not answer is waited for.
     pub fn start(config: &Config, clock: Arc<dyn Clock>, control: Arc<Control>) -> Result<Option<Self>, DaemonError> {
         let spool = Spool::own(&config.spool)?;
-        let vault = vault::open(&config.url()?, &config.s3()?, Open::Create)?;
         notify_ready();
-        let Some(()) = wait_until_fit(&*vault, config, &*clock, &control)? else { return Ok(None) };
-        let known = Known::open(&config.state.join("known.redb"), &vault.url())?;
+        let Some((vault, id)) = wait_until_fit(config, &*clock, &control)? else { return Ok(None) };
+        let known = Known::open(&config.state.join("known.redb"), &format!("{} {id}", vault.url()))?;
         let policy = Policy {
             store: Settings {
                 chunk_size: config.store.chunk_kib * 1024,
@@ -86,6 +86,8 @@ impl Daemon {
             },
             retention: config.retention(),
             object_lock: config.retention.object_lock,
+            pins: config.pins.clone(),
+            vault: Some((Remembered::new(&config.state), id)),
         };
         let journals = Journals::new(&config.state);
         journals.sweep();
@@ -151,7 +153,7 @@ impl Daemon {
             journal.answered = true;
             journals.save(&journal).map_err(|e| e.to_string())?;
         }
-        self.spool.clear(handover).map_err(|e| e.to_string())?;
+        self.spool.clear(handover, &journal.opened).map_err(|e| e.to_string())?;
         journals.remove(&handover.item).map_err(|e| e.to_string())
     }
 
@@ -212,20 +214,46 @@ fn pause(control: &Control, length: Duration) {
     }
 }
 
-/// Tries the store out, as often as it takes to get an answer. `None`: told to stop meanwhile.
-fn wait_until_fit(
-    vault: &dyn Vault,
-    config: &Config,
-    clock: &dyn Clock,
-    control: &Control,
-) -> Result<Option<()>, DaemonError> {
+/// A vault that can be worked with, and its id.
+type Fit = (Arc<dyn Vault>, uuid::Uuid);
+/// A vault and what it does.
+type Tried = (Arc<dyn Vault>, Capabilities);
+
+/// Opens the vault and asks what it does. One that was used before is recognised first: nothing is written to another.
+fn open_vault(config: &Config) -> Result<Result<Tried, VaultError>, DaemonError> {
+    let (url, s3, remembered) = (config.url()?, config.s3()?, Remembered::new(&config.state));
+    let opened = || {
+        if let Some(id) = remembered.find(&url.to_string())? {
+            // A folder that is gone must not be made again.
+            if matches!(&url, Url::Folder(path) if !path.is_dir()) {
+                return Err(VaultError::Unavailable(format!(
+                    "the vault at {url} is gone but was used before; is its file system mounted?"
+                )));
+            }
+            remembered.check(&*vault::open(&url, &s3, Open::Existing)?, id)?;
+        }
+        let vault = vault::open(&url, &s3, Open::Create)?;
+        let caps = vault.probe()?;
+        Ok((vault, caps))
+    };
+    Ok(opened())
+}
+
+/// Opens the vault and tries it out, as often as it takes to get an answer. `None`: told to stop meanwhile.
+fn wait_until_fit(config: &Config, clock: &dyn Clock, control: &Control) -> Result<Option<Fit>, DaemonError> {
     let mut wait = POLL;
     while !control.stopping() {
-        match vault.probe() {
-            Ok(caps) => {
+        let opened = match open_vault(config)? {
+            Ok((vault, caps)) => {
                 judge(&vault.url(), &caps, config.retention.object_lock).map_err(DaemonError::Unfit)?;
-                record_probe(vault, &config.state, &caps, clock)?;
-                return Ok(Some(()));
+                Remembered::new(&config.state).recognise(&*vault, clock.now()).map(|id| (vault, id, caps))
+            }
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok((vault, id, caps)) => {
+                record_probe(&*vault, &config.state, &caps, clock)?;
+                return Ok(Some((vault, id)));
             }
             Err(VaultError::Unavailable(why)) => {
                 tracing::error!(again_in_s = wait.as_secs(), "nothing can be kept yet, the spool waits: {why}");

@@ -55,9 +55,7 @@ pub enum ExportError {
     #[error(transparent)]
     Decode(#[from] IndexError),
     /// The whole is another than was recorded.
-    #[error(
-        "the file has SHA-256 {found}, the manifest says {said}: it changed while it was acquired, or the manifest is false"
-    )]
+    #[error("the file has SHA-256 {found}, the manifest says {said}; `quarantine verify` names all that is wrong")]
     Digest {
         /// What came out.
         found: Digest,
@@ -142,6 +140,13 @@ impl Drop for Unfinished {
     }
 }
 
+/// Whether a whole file's SHA-256 other than the recorded one is damage. In a file that changed while it was acquired it is
+/// not: early versions recorded what a second reading gave. Each chunk is held against its own digest in any case.
+#[must_use]
+pub fn is_other(captured: &Captured, found: Digest) -> Option<Digest> {
+    captured.sha256.filter(|said| *said != found && captured.changed.is_empty())
+}
+
 /// Writes one layer to `out`: sparse, under a hidden name, given its own when its SHA-256 is right.
 pub fn layer(
     vault: &dyn Vault,
@@ -163,7 +168,7 @@ pub fn layer(
     let file = OpenOptions::new().write(true).create_new(true).open(&tmp.path).map_err(failed(out))?;
     file.set_len(captured.size).map_err(failed(out))?;
     let digest = write(&Reader { vault, index: &index, domain: &domain, threads }, &file, progress, out)?;
-    if let Some(said) = captured.sha256.filter(|said| *said != digest) {
+    if let Some(said) = is_other(captured, digest) {
         return Err(ExportError::Digest { found: digest, said });
     }
     file.sync_all().map_err(failed(out))?;
@@ -173,6 +178,46 @@ pub fn layer(
     }
     tmp.keep = true;
     Ok(digest)
+}
+
+/// SHA-256 of a file that is there already.
+fn digest_of(path: &Path) -> io::Result<Digest> {
+    use io::Read;
+    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Digest(hasher.finalize().into())),
+            len => hasher.update(buffer.get(..len).unwrap_or_default()),
+        }
+    }
+}
+
+/// [`layer`], content with a file that is there already if it is the same: what was cut short can be tried again.
+pub fn layer_again(
+    vault: &dyn Vault,
+    captured: &Captured,
+    out: &Path,
+    threads: usize,
+    progress: &dyn Fn(u64),
+) -> Result<Digest, ExportError> {
+    let Ok(meta) = out.symlink_metadata() else { return layer(vault, captured, out, threads, progress) };
+    let exists = || ExportError::Exists(out.to_owned());
+    if !meta.is_file() || meta.len() != captured.size {
+        return Err(exists());
+    }
+    let found = digest_of(out).map_err(|error| ExportError::Write { path: out.to_owned(), error })?;
+    let said = match captured.sha256 {
+        Some(said) if captured.changed.is_empty() => {
+            progress(captured.size);
+            said
+        }
+        // Nothing to compare with but the vault itself.
+        _ => {
+            let second = Unfinished { path: files::beside(out), keep: false };
+            layer(vault, captured, &second.path, threads, progress)?
+        }
+    };
+    if found == said { Ok(found) } else { Err(exists()) }
 }
 
 fn write(reader: &Reader<'_>, file: &File, progress: &dyn Fn(u64), out: &Path) -> Result<Digest, ExportError> {

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Digest, HandoverResult, ItemId, Timestamp};
 
-use crate::{files, manifest::LayerRecord};
+use crate::{files, manifest::LayerRecord, source::Identity};
 
 const LIMIT: u64 = 64 << 20;
 
@@ -46,6 +46,9 @@ pub struct Journal {
     /// Layers that are done, by `disk/layer`.
     #[serde(default)]
     pub layers: BTreeMap<String, LayerRecord>,
+    /// The files that were opened as pins, by `disk/layer`: only these may be removed.
+    #[serde(default)]
+    pub opened: BTreeMap<String, Identity>,
     /// The custody entry that may have been written.
     #[serde(default)]
     pub announced: Option<Announced>,
@@ -90,6 +93,7 @@ impl Journals {
             attempts: 0,
             trouble: None,
             layers: BTreeMap::new(),
+            opened: BTreeMap::new(),
             announced: None,
             result: None,
             answered: false,

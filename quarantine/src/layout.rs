@@ -8,6 +8,14 @@ use crate::{
     vault::{Key, VaultError},
 };
 
+/// Name of the object that tells which vault this is.
+pub const IDENTITY: &str = "vestigo-vault.json";
+
+/// The object that tells which vault this is.
+pub fn identity() -> Result<Key, VaultError> {
+    Key::new(IDENTITY)
+}
+
 /// The folder of an item.
 #[must_use]
 pub fn item_dir(item: &ItemId) -> String {

@@ -12,7 +12,7 @@ Exit codes:
   1  failed: the sentence on stderr says what and what to do
   2  the command line or the configuration is wrong
   3  there is no such item, disk or layer
-  5  verification found something wrong
+  5  something is not as it was stored: a finding of verify, or an altered or damaged manifest
 
 Times are RFC 3339, like 2026-11-22T14:03:22Z. Item ids may be cut short as long as only one item begins so.
 S3 credentials come from the file named in the configuration or from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, never

@@ -2,6 +2,7 @@
 //! [`Spool::clear`] is its.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, TryLockError},
     io::{self, ErrorKind},
     path::{Component, Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 
 use vestigo_model::{Handover, HandoverResult, ItemId};
 
-use crate::files;
+use crate::{files, source::Identity};
 
 /// A domain XML and the payloads of a long-lived VM stay far below.
 const LIMIT: u64 = 64 << 20;
@@ -104,18 +105,13 @@ impl Spool {
         bytes.and_then(|bytes| files::replace(&path, &bytes)).map_err(failed("write", &path))
     }
 
-    /// Removes the pins, then the hand-over.
-    pub fn clear(&self, handover: &Handover) -> Result<(), SpoolError> {
-        for layer in handover.disks.iter().flat_map(|disk| &disk.layers) {
-            match files::remove(&layer.pin) {
-                Err(error) if matches!(error.kind(), ErrorKind::IsADirectory | ErrorKind::NotADirectory) => {
-                    tracing::warn!(pin = %layer.pin.display(), %error, "this pin is no file; it is left where it is");
-                }
-                other => other.map_err(failed("remove the pin", &layer.pin))?,
-            }
-            // The pins must be gone for good before the hand-over is.
-            if let Some(dir) = layer.pin.parent() {
-                let _ = files::sync_dir(dir);
+    /// Removes the pins, then the hand-over. Of the pins only those that still are the very files that were `opened` and read
+    /// (by `disk/layer`): whatever was refused, or was put there since, is nobody's to remove.
+    pub fn clear(&self, handover: &Handover, opened: &BTreeMap<String, Identity>) -> Result<(), SpoolError> {
+        for (d, disk) in handover.disks.iter().enumerate() {
+            for (l, layer) in disk.layers.iter().enumerate() {
+                let name = format!("{d}/{l}");
+                remove_pin(&layer.pin, opened.get(&name)).map_err(failed("remove the pin", &layer.pin))?;
             }
         }
         let path = self.dir.join(format!("{}.json", handover.item));
@@ -127,6 +123,20 @@ impl Spool {
     pub fn holds(&self, item: &ItemId) -> bool {
         self.dir.join(format!("{item}.json")).exists()
     }
+}
+
+fn remove_pin(pin: &Path, opened: Option<&Identity>) -> io::Result<()> {
+    let found = match fs::symlink_metadata(pin) {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        found => Identity::of(&found?),
+    };
+    if found.is_none() || found.as_ref() != opened {
+        tracing::warn!(pin = %pin.display(), "this is not a file that was read as a pin; it is left where it is");
+        return Ok(());
+    }
+    files::remove(pin)?;
+    // The pins must be gone for good before the hand-over is.
+    pin.parent().map_or(Ok(()), files::sync_dir)
 }
 
 fn read(path: &Path, stem: &str) -> Result<Handover, String> {

@@ -6,8 +6,8 @@ use vestigo_model::{Digest, ItemId};
 use crate::{
     chunk::Domain,
     codec::as_u64,
-    custody::{self, CustodyError, What},
-    export::Hashing,
+    custody::{self, Break, CustodyError, Recorded, What},
+    export::{self, Hashing},
     fetch::{self, Fault, FetchError, Reader},
     index::LayerIndex,
     layout,
@@ -40,6 +40,8 @@ pub enum FindingKind {
     ManifestAltered,
     /// Custody has no record of the capture, or is damaged.
     Custody,
+    /// An entry of the custody log is missing, damaged or rewritten.
+    CustodyChain,
     /// The domain XML is gone or another.
     DomainXml,
     /// An index is gone or another.
@@ -178,7 +180,28 @@ impl Verifier<'_> {
                 return Ok(());
             }
         };
-        let mut captured = entries.iter().filter(|r| r.entry.what == What::Captured).peekable();
+        for Recorded { entry, digest } in &entries {
+            let copy = self.vault.get(&layout::item_custody(item, entry.number)?)?;
+            if Digest::of(&copy) != *digest {
+                let detail = format!("custody entry {} is not what its copy beside the item says", entry.number);
+                report.add(&None, FindingKind::Custody, None, detail);
+            }
+        }
+        let breaks = if self.sample >= 100.0 {
+            custody::walk(self.vault, self.threads)?.breaks
+        } else {
+            let near = entries.iter().map(|r| custody::neighbours(self.vault, r.entry.number));
+            let mut breaks: Vec<_> = near.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+            breaks.sort_by_key(|b| b.number);
+            breaks.dedup();
+            breaks
+        };
+        for Break { number, why } in breaks {
+            report.add(&None, FindingKind::CustodyChain, None, format!("custody entry {number}: {why}"));
+        }
+        let searched =
+            if entries.iter().any(|r| r.entry.what == What::Captured) { vec![] } else { self.captures(item)? };
+        let mut captured = entries.iter().chain(&searched).filter(|r| r.entry.what == What::Captured).peekable();
         if captured.peek().is_none() {
             report.add(
                 &None,
@@ -196,6 +219,14 @@ impl Verifier<'_> {
             }
         }
         Ok(())
+    }
+
+    fn captures(&self, item: &ItemId) -> Result<Vec<Recorded>, VerifyError> {
+        match custody::captures(self.vault, item) {
+            // Found and named already.
+            Err(CustodyError::Damaged(..) | CustodyError::Vault(VaultError::NotFound(_))) => Ok(vec![]),
+            found => Ok(found?),
+        }
     }
 
     fn object(&self, object: &ObjectRef) -> Result<Result<bytes::Bytes, String>, VerifyError> {
@@ -296,11 +327,11 @@ impl Verifier<'_> {
             },
         );
         read?;
-        if let (Some(hashing), Some(said)) = (hashing, captured.sha256) {
+        if let Some(hashing) = hashing {
             let found = hashing.finish();
-            if found == said {
+            if captured.sha256 == Some(found) {
                 report.images += 1;
-            } else if faults == 0 {
+            } else if let (0, Some(said)) = (faults, export::is_other(captured, found)) {
                 let detail = format!("the whole file has SHA-256 {found}, the manifest says {said}");
                 report.add(&Some(at), FindingKind::ImageDigest, None, detail);
             }

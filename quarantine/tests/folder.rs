@@ -86,9 +86,19 @@ fn a_disk_with_its_backing_file_is_captured_listed_shown_verified_and_got() {
     use std::os::unix::fs::MetadataExt;
     let sparse_bytes = fs::metadata(out.join("vda.1.raw")).unwrap().blocks() * 512;
     assert!(sparse_bytes < 12 * MIB, "holes stay holes: {sparse_bytes}");
-    let again = site.run(&["get", &two.to_string(), "--all", "--out", out.to_str().unwrap()]);
-    assert_eq!(code(&again), 1);
-    assert!(said(&again).contains("not overwritten"), "{}", said(&again));
+    // Again: what is there and the same may stay, what is missing is fetched, what is another is not overwritten.
+    let again = || site.run(&["get", &two.to_string(), "--all", "--out", out.to_str().unwrap()]);
+    assert_eq!(code(&again()), 0);
+    fs::write(out.join("vda.0.qcow2"), "mine").unwrap();
+    fs::remove_file(out.join("vda.1.raw")).unwrap();
+    let refused = again();
+    assert!(code(&refused) == 1 && said(&refused).contains("not overwritten"), "{}", said(&refused));
+    assert_eq!(fs::read(out.join("vda.0.qcow2")).unwrap(), b"mine");
+    assert_eq!(
+        fs::read(out.join("vda.1.raw")).unwrap(),
+        fs::read(&base).unwrap(),
+        "the other file was got all the same"
+    );
 }
 
 #[test]
@@ -108,15 +118,16 @@ fn each_kind_of_damage_is_named_and_nothing_false_is_given_out() {
             report["report"]["findings"].as_array().unwrap().iter().map(|f| f["kind"].as_str().unwrap()).collect();
         assert!(kinds.contains(&expected), "{expected} not in {kinds:?}");
     };
-    let refuses = || {
+    let refuses_with = |expected: i32| {
         let out = site.path("never");
         let got = site.run(&["get", &item, "--out", out.to_str().unwrap()]);
-        assert_eq!(code(&got), 1, "{}", said(&got));
+        assert_eq!(code(&got), expected, "{}", said(&got));
         assert!(!out.exists());
         let debris =
             fs::read_dir(site.dir.path()).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().ends_with(".part"));
         assert!(!debris, "nothing half-written stays");
     };
+    let refuses = || refuses_with(1);
     let all = packs(&site, "vo/cms");
     assert!(all.len() >= 3);
     let whole = fs::read(&all[1]).unwrap();
@@ -149,8 +160,15 @@ fn each_kind_of_damage_is_named_and_nothing_false_is_given_out() {
     let manifest = fs::read_to_string(dir.join("manifest.json")).unwrap();
     fs::write(dir.join("manifest.json"), manifest.replace("\"vm-9\"", "\"vm-8\"")).unwrap();
     verify("manifest-altered");
+    refuses_with(5);
+    let shown = site.run(&["show", &item]);
+    assert!(shown.status.success() && shown.stdout.starts_with(b"WARNING: this is not what was captured"), "{shown:?}");
+    let all_the_same = site.path("all-the-same");
+    let got = site.run(&["get", &item, "--accept-unrecorded", "--out", all_the_same.to_str().unwrap()]);
+    assert_eq!(code(&got), 0, "{}", said(&got));
     fs::write(dir.join("manifest.json"), &manifest[..100]).unwrap();
     verify("manifest-damaged");
+    refuses_with(5);
     fs::write(dir.join("manifest.json"), &manifest).unwrap();
     fs::remove_file(dir.join("domain.xml")).unwrap();
     verify("domain-xml");
@@ -226,7 +244,8 @@ fn pins_that_are_no_files_are_missed_not_followed() {
         }
         other => panic!("{other:?}"),
     }
-    site.wait("the pin to go", || !pin.is_symlink() && !site.waits(&item));
+    site.wait("the hand-over to go", || !site.waits(&item));
+    assert!(pin.is_symlink(), "what was refused is left where it is");
     assert!(site.lines(&["list", "--json"]).is_empty());
 }
 
@@ -339,7 +358,234 @@ fn a_full_disk_is_said_and_the_work_taken_up_again() {
     assert!(site.log().contains("No space left"), "{}", site.log());
     assert!(site.waits(&item) && site.result(&item).is_none());
     daemon.kill();
+    // Without that small file system it is another vault, and on purpose.
+    fs::remove_file(site.path("state/vaults.json")).unwrap();
     let _daemon = site.daemon();
     site.wait_captured(&item);
     site.comes_back(&item, 0, &disk);
+}
+
+/// A FIFO in the spool must not hold the daemon, nor make it deaf to SIGTERM.
+#[test]
+fn a_fifo_in_the_spool_holds_nobody() {
+    let site = Site::folder();
+    let fifo = site.path("spool/0193a1b2-0000-7000-8000-000000000000.json");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    let daemon = site.daemon();
+    site.wait_captured(&item);
+    assert!(site.log().contains("not a regular file"), "{}", site.log());
+    assert_eq!(daemon.terminate(), 0);
+}
+
+/// A hand-over may name anything: what is outside of the pin folders is neither read nor removed, and what is no file is
+/// never removed.
+#[test]
+fn only_a_file_that_was_read_as_a_pin_is_removed() {
+    let site = Site::folder();
+    let layer = |pin: PathBuf| PinnedLayer { original: "/x".into(), pin, format: "raw".into(), shared: false };
+    let spool = |pins: Vec<PathBuf>| {
+        let item = ItemId(uuid::Uuid::now_v7());
+        let disks = vec![PinnedDisk { target: "vda".into(), layers: pins.into_iter().map(layer).collect() }];
+        site.spool(&handover(item, None, "vm", disks));
+        item
+    };
+    let (fifo, good) = (site.path("pins/fifo"), site.path("pins/good"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    sparse(&good, MIB, 1, &[(0, 5000)]);
+    let item = spool(vec![good.clone(), fifo.clone()]);
+    let daemon = site.daemon();
+    site.wait_captured(&item);
+    assert!(!good.exists() && fifo.exists());
+    drop(daemon);
+
+    let precious = site.path("precious");
+    fs::write(&precious, "precious").unwrap();
+    site.write_top(&format!("pins = [{:?}]", site.path("pins")));
+    let item = spool(vec![precious.clone()]);
+    let _daemon = site.daemon();
+    site.wait("the sentence", || site.log().contains("in none of the folders"));
+    assert!(precious.exists() && site.waits(&item) && site.result(&item).is_none());
+}
+
+#[test]
+fn an_unmounted_file_system_of_disks_is_waited_for() {
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    fs::rename(site.path("pins"), site.path("away")).unwrap();
+    let _daemon = site.daemon();
+    site.wait("the sentence", || site.log().contains("is its file system mounted?"));
+    assert!(site.waits(&item) && site.result(&item).is_none());
+    fs::rename(site.path("away"), site.path("pins")).unwrap();
+    site.wait_captured(&item);
+    site.comes_back(&item, 0, &disk);
+}
+
+/// A pack that is there but cut short (a lying disk, a full one) must not carry new items: their pins would be removed.
+#[test]
+fn a_pack_that_was_cut_short_is_not_used_again() {
+    for restart in [false, true] {
+        let site = Site::folder();
+        let disk = site.path("d");
+        sparse(&disk, 8 * MIB, 4, &[(0, 8 << 20)]);
+        let first = site.hand_over(Some("atlas"), "vm-1", &own(&disk));
+        let mut daemon = site.daemon();
+        site.wait_captured(&first);
+        let pack = packs(&site, "vo/atlas")[0].clone();
+        let size = fs::metadata(&pack).unwrap().len();
+        fs::OpenOptions::new().write(true).open(&pack).unwrap().set_len(size / 2).unwrap();
+        if restart {
+            drop(daemon);
+            daemon = site.daemon();
+        }
+        let second = site.hand_over(Some("atlas"), "vm-2", &own(&disk));
+        site.wait_captured(&second);
+        assert_eq!(code(&site.run(&["verify", &second.to_string()])), 0);
+        site.comes_back(&second, 0, &disk);
+        assert!(site.log().contains("this pack is damaged"), "{}", site.log());
+        drop(daemon);
+    }
+}
+
+#[test]
+fn a_custody_log_that_was_tampered_with_is_found_out() {
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    let daemon = site.daemon();
+    site.wait_captured(&item);
+    drop(daemon);
+    let item = item.to_string();
+    for _ in 0..4 {
+        assert_eq!(code(&site.run(&["verify", &item])), 0);
+    }
+    assert_eq!(code(&site.run(&["verify", "--custody"])), 0);
+    let entry = |number: u64| site.vault_path().join(format!("custody/{number:012}.json"));
+    let found = |arguments: &[&str], expected: &str| {
+        let out = site.run(arguments);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(code(&out) == 5 && text.contains(expected), "{arguments:?}: {text}{}", said(&out));
+    };
+    // 1 is the probe, 2 the capture, the others verifications.
+    for number in [1, 2, 4] {
+        let whole = fs::read_to_string(entry(number)).unwrap();
+        fs::write(entry(number), whole.replace("\"uid\":", "\"uid\":4")).unwrap();
+        found(&["verify", &item], "custody-chain");
+        found(&["verify", &item, "--sample", "1"], "custody-chain");
+        found(&["verify", "--custody"], "rewritten");
+        fs::write(entry(number), whole).unwrap();
+    }
+    // Entries were added meanwhile only behind; an item's own entries in the middle may go, or the first of all.
+    for number in [1, 3] {
+        let whole = fs::read(entry(number)).unwrap();
+        fs::remove_file(entry(number)).unwrap();
+        found(&["verify", "--custody"], "missing although");
+        let out = site.run(&["get", &item, "--out", site.path("x").to_str().unwrap()]);
+        assert!(number != 1 || code(&out) == 5, "{}", said(&out));
+        assert!(number != 1 || !entry(1).exists(), "the gap is not filled");
+        fs::write(entry(number), whole).unwrap();
+        let _ = fs::remove_file(site.path("x"));
+    }
+}
+
+#[test]
+fn a_disk_that_is_written_to_meanwhile_can_be_got_and_verified() {
+    use std::os::unix::fs::FileExt;
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, 32 * MIB, 1, &[(0, 32 << 20)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    let _daemon = site.daemon();
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    for number in 0u64.. {
+        file.write_all_at(&number.to_le_bytes(), MIB * 31).unwrap();
+        if site.result(&item).is_some() || end < std::time::Instant::now() {
+            break;
+        }
+    }
+    site.wait_captured(&item);
+    let out = site.path("out");
+    let got = site.run(&["get", &item.to_string(), "--out", out.to_str().unwrap()]);
+    assert_eq!(code(&got), 0, "{}", said(&got));
+    assert!(said(&got).contains("changed while it was acquired"), "{}", said(&got));
+    let verified = site.run(&["verify", &item.to_string()]);
+    assert_eq!(code(&verified), 0, "{}", String::from_utf8_lossy(&verified.stdout));
+}
+
+#[test]
+fn a_vault_that_is_not_mounted_is_not_begun_anew() {
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    let first = site.hand_over(None, "vm-1", &own(&disk));
+    let daemon = site.daemon();
+    site.wait_captured(&first);
+    // Away while the daemon works, then already when it starts: an empty mount point, then not even that.
+    fs::rename(site.vault_path(), site.path("away")).unwrap();
+    fs::create_dir(site.vault_path()).unwrap();
+    let second = site.hand_over(None, "vm-2", &own(&disk));
+    site.wait("the sentence", || site.log().contains("is it mounted?"));
+    drop(daemon);
+    for made in [true, false] {
+        if !made {
+            fs::remove_dir(site.vault_path()).unwrap();
+        }
+        fs::write(site.path("log"), "").unwrap();
+        let daemon = site.daemon();
+        site.wait("the sentence", || site.log().contains("but was used before; is it"));
+        assert_eq!(daemon.terminate(), 0);
+        let found = fs::read_dir(site.vault_path()).map_or(0, Iterator::count);
+        assert!(site.vault_path().exists() == made && found == 0, "nothing is written there");
+    }
+    assert!(site.waits(&second) && site.result(&second).is_none());
+    fs::rename(site.path("away"), site.vault_path()).unwrap();
+    let _daemon = site.daemon();
+    site.wait_captured(&second);
+    assert_eq!(site.lines(&["list", "--json"]).len(), 2);
+}
+
+#[test]
+fn a_listing_says_what_it_cannot_list() {
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    let item = site.hand_over(None, "vm", &own(&disk));
+    let daemon = site.daemon();
+    site.wait_captured(&item);
+    drop(daemon);
+    let out = site.run(&["list", "--vault", &format!("file://{}", site.path("spool").display())]);
+    assert!(code(&out) == 1 && said(&out).contains("is no vault"), "{}", said(&out));
+    let out = site.run(&["list", "--from", "2026-11-02T00:00:00Z", "--to", "2026-11-01T00:00:00Z"]);
+    assert!(code(&out) == 2 && said(&out).contains("is after --to"), "{}", said(&out));
+    let dir = fs::read_dir(site.vault_path().join("items/")).unwrap().next().unwrap().unwrap().path();
+    let manifest = walk_to_item(&dir, &item.to_string()).join("manifest.json");
+    fs::write(manifest, "{").unwrap();
+    let out = site.run(&["list"]);
+    assert!(code(&out) == 5 && String::from_utf8_lossy(&out.stdout).contains("DAMAGED"), "{}", said(&out));
+    let out = site.run(&["list", "--json"]);
+    let line: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(code(&out) == 5 && line["item"] == item.to_string() && line["damaged"].is_string(), "{line}");
+}
+
+/// The id's day is by the clock of whoever made it.
+#[test]
+fn a_listing_does_not_trust_the_day_in_the_id() {
+    let site = Site::folder();
+    let disk = site.path("d");
+    sparse(&disk, MIB, 1, &[(0, 5000)]);
+    // 2001, while the machine lived in 2026.
+    let item: ItemId = "00e3f8c6-6c00-7000-8000-000000000000".parse().unwrap();
+    let pin = site.path("pins/old");
+    fs::hard_link(&disk, &pin).unwrap();
+    let layer = PinnedLayer { original: "/x".into(), pin, format: "raw".into(), shared: false };
+    site.spool(&handover(item, None, "vm", vec![PinnedDisk { target: "vda".into(), layers: vec![layer] }]));
+    let _daemon = site.daemon();
+    site.wait_captured(&item);
+    assert_eq!(site.lines(&["list", "--json", "--from", "2026-11-01T11:00:00Z"]).len(), 1);
 }

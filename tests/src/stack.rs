@@ -141,10 +141,10 @@ impl<'a> Stack<'a> {
         kill(&self.hostd)
     }
 
-    /// Starts the quarantine daemon.
+    /// Starts the quarantine daemon and waits until it has looked at its vault.
     pub fn start_quarantine(&self) -> Result<()> {
         let config = self.etc("quarantine.toml");
-        self.start(&self.quarantine, "quarantine", &config, "")
+        self.start(&self.quarantine, "quarantine", &config, "quarantine is ready")
     }
 
     /// Kills the quarantine daemon.

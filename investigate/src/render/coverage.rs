@@ -31,7 +31,11 @@ pub fn block(coverage: &WindowCoverage, style: Style) -> String {
         let _ = writeln!(text, "  … and {more} more taps; --json lists them all");
     }
     if coverage.unreadable > 0 {
-        let _ = writeln!(text, "  {} records were written by a newer version and not understood", coverage.unreadable);
+        let _ = writeln!(
+            text,
+            "  {} records, or stretches of damage in a live log, could not be read",
+            coverage.unreadable
+        );
     }
     text.push_str(&extent(coverage.ledger));
     text

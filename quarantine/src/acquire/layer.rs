@@ -289,13 +289,14 @@ impl Shared<'_> {
         Ok(())
     }
 
-    fn run(&self, size: u64) -> Result<(Plan, Vec<Option<ChunkId>>, Digest), LayerError> {
+    fn run(&self, size: u64) -> Result<(Plan, Vec<Option<ChunkId>>, sha::Whole), LayerError> {
         let depth = self.settings.workers;
+        let chunk = u64::from(self.settings.chunk_size);
         let (work_tx, work_rx) = bounded(depth);
         let (done_tx, done_rx) = bounded(depth);
         let (pack_tx, pack_rx) = bounded(0);
         let outcome = thread::scope(|scope| {
-            let sha = scope.spawn(|| sha::digest(self.source, size, self.control(), &|| self.failed()));
+            let sha = scope.spawn(|| sha::digest(self.source, (size, chunk), self.control(), &|| self.failed()));
             let reader = scope.spawn(move || self.read_all(size, &work_tx).map_err(|error| self.fail(error)));
             for _ in 0..self.settings.workers {
                 let (input, out) = (work_rx.clone(), done_tx.clone());
@@ -422,9 +423,13 @@ impl Acquirer {
             stored: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
         };
-        let (plan, slots, sha256) = shared.run(before.size)?;
+        let (plan, slots, whole) = shared.run(before.size)?;
         let index = shared.index(before.size, &plan, slots)?;
-        let after = source.stamp().map_err(LayerError::Read)?;
+        let mut changed = changes(before, source.stamp().map_err(LayerError::Read)?);
+        let sha256 = (whole.content == sha::Content::of(&index)).then_some(whole.sha256);
+        if sha256.is_none() {
+            changed.push("read again for its SHA-256 it gave other bytes, so none is recorded".to_owned());
+        }
         let bytes = Bytes::from(index.encode());
         let key = layout::index(item, disk, layer, blake3::hash(&bytes).as_bytes())?;
         let index_ref = ObjectRef { key: key.to_string(), size: as_u64(bytes.len()), sha256: Digest::of(&bytes) };
@@ -441,11 +446,11 @@ impl Acquirer {
             chunk_size: index.chunk_size,
             domain: domain.to_string(),
             root: Blake3(index.root()),
-            sha256: Some(sha256),
+            sha256,
             index: index_ref,
             chunks,
             unreadable: plan.unreadable,
-            changed: changes(before, after),
+            changed,
             started,
             finished: self.clock.now(),
         })

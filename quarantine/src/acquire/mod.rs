@@ -8,6 +8,7 @@ mod tests;
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -22,12 +23,13 @@ pub use layer::{LayerError, Settings};
 use crate::{
     chunk::Domain,
     custody::CustodyError,
+    fetch::{self, FetchError},
     index::PackRef,
     journal::{Journal, JournalError, Journals},
     known::{Known, KnownError},
     manifest::{DiskRecord, LayerRecord, LayerState, ManifestError},
     source::{Pin, SourceError},
-    vault::{Vault, VaultError, probe::LockMode},
+    vault::{Vault, VaultError, identity::Remembered, probe::LockMode},
 };
 
 /// Why an item is not sealed yet. Every one of these leaves pins and spool file in place: it is tried again.
@@ -112,6 +114,10 @@ pub struct Policy {
     pub retention: Duration,
     /// What the store enforces, as the probe saw it.
     pub object_lock: LockMode,
+    /// The folders in which pins may be; none: anywhere.
+    pub pins: Vec<PathBuf>,
+    /// Which vault it must be, before each item; `None`: any.
+    pub vault: Option<(Remembered, uuid::Uuid)>,
 }
 
 /// Turns hand-overs into items.
@@ -122,7 +128,7 @@ pub struct Acquirer {
     pub(crate) policy: Policy,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) control: Arc<Control>,
-    /// Packs that this process stored: these need no second look when an item is sealed.
+    /// Packs that were stored for the item at work: these need no second look when it is sealed.
     pub(crate) stored_here: Mutex<HashSet<uuid::Uuid>>,
 }
 
@@ -143,9 +149,13 @@ impl Acquirer {
     /// Brings the item into the vault, or finds out that there is nothing to bring. May be called again after any error and
     /// after any crash; layers that the journal names are not read again.
     pub fn acquire(&self, handover: &Handover, journal: &mut Journal) -> Result<Outcome, AcquireError> {
+        if let Ok(mut here) = self.stored_here.lock() {
+            here.clear();
+        }
         journal.attempts = journal.attempts.saturating_add(1);
         journal.trouble = None;
         self.journals.save(journal)?;
+        self.same_vault()?;
         if handover.disks.iter().all(|disk| disk.layers.is_empty()) {
             return Ok(Outcome::Missed { reason: "the hand-over names no disk file".to_owned() });
         }
@@ -155,10 +165,19 @@ impl Acquirer {
                 return Ok(Outcome::Missed { reason: reasons(&disks) });
             }
             if self.packs_are_there(handover, journal, &disks)? {
+                self.same_vault()?;
                 return self.seal(handover, journal, disks);
             }
         }
         Err(AcquireError::Losing)
+    }
+
+    /// A folder whose file system was taken away looks like an empty vault.
+    fn same_vault(&self) -> Result<(), VaultError> {
+        match &self.policy.vault {
+            Some((remembered, id)) => remembered.check(&*self.vault, *id),
+            None => Ok(()),
+        }
     }
 
     fn layers(&self, handover: &Handover, journal: &mut Journal) -> Result<Vec<DiskRecord>, AcquireError> {
@@ -171,7 +190,7 @@ impl Acquirer {
                     layers.push(done.clone());
                     continue;
                 }
-                let state = self.layer(handover, (d, l), pinned)?;
+                let state = self.layer(handover, (d, l), pinned, journal)?;
                 let (original, format) = (pinned.original.clone(), pinned.format.clone());
                 let record = LayerRecord { original, format, shared: pinned.shared, state };
                 journal.layers.insert(name, record.clone());
@@ -183,16 +202,24 @@ impl Acquirer {
         Ok(disks)
     }
 
-    fn layer(&self, handover: &Handover, at: (usize, usize), pinned: &PinnedLayer) -> Result<LayerState, AcquireError> {
-        let pin = match Pin::open(&pinned.pin) {
+    fn layer(
+        &self,
+        handover: &Handover,
+        at: (usize, usize),
+        pinned: &PinnedLayer,
+        journal: &mut Journal,
+    ) -> Result<LayerState, AcquireError> {
+        let pin = match Pin::open(&pinned.pin, &self.policy.pins) {
             Ok(pin) => pin,
-            Err(error @ SourceError::Io { .. }) => return Err(error.into()),
             // It will not come back, nor turn into a file.
-            Err(error) => {
+            Err(error @ (SourceError::Gone(_) | SourceError::NotRegular(_))) => {
                 tracing::error!(item = %handover.item, %error, "a disk file is lost");
                 return Ok(LayerState::Missing { why: error.to_string() });
             }
+            Err(error) => return Err(error.into()),
         };
+        // Becomes durable with the layer's record, that is before anything can be removed.
+        journal.opened.insert(format!("{}/{}", at.0, at.1), pin.identity());
         let domain = domain_of(handover, pinned.shared);
         self.known.sync(&*self.vault, &domain, self.clock.now())?;
         let captured = self.capture(&handover.item, at, &pin, &domain)?;
@@ -204,7 +231,7 @@ impl Acquirer {
         Ok(LayerState::Captured(Box::new(captured)))
     }
 
-    /// Holds every pack that the item needs against the vault itself: the cache may be behind. What is gone is forgotten,
+    /// Holds every pack that the item needs against the vault itself: the cache may be behind. What is gone or damaged is forgotten,
     /// and its layers are to be acquired again.
     fn packs_are_there(
         &self,
@@ -230,7 +257,7 @@ impl Acquirer {
                 for PackRef { id, site } in packs {
                     let domain = if site { Domain::site() } else { domain.clone() };
                     if !self.pack_is_there(&domain, id, until)? {
-                        tracing::warn!(pack = %id, %domain, "the vault has lost this pack; its chunks are stored again");
+                        tracing::warn!(pack = %id, %domain, "the vault no longer holds this pack whole; its chunks are stored again");
                         self.known.forget_pack(&domain, id)?;
                         journal.layers.remove(&format!("{d}/{l}"));
                         whole = false;
@@ -254,8 +281,17 @@ impl Acquirer {
             return Ok(true);
         }
         let key = crate::layout::pack(domain, &id)?;
-        if !self.vault.exists(&key)? {
-            return Ok(false);
+        // Its size, footer and trailer, not every chunk in it: that is what `verify` is for.
+        match fetch::pack_trailer(&*self.vault, &key) {
+            Ok(_) => {}
+            Err(FetchError::Vault(VaultError::NotFound(_))) => return Ok(false),
+            Err(FetchError::Vault(error @ (VaultError::Unavailable(_) | VaultError::Refused(_)))) => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::error!(pack = %key, %error, "this pack is damaged; items that use it are not whole any more");
+                return Ok(false);
+            }
         }
         // An older pack's lock would end before this item's.
         self.vault.keep_until(&key, until)?;

@@ -26,7 +26,8 @@ fn site() -> Site {
     let vault = Arc::new(FolderVault::open(&dir.path().join("vault"), Open::Create).unwrap());
     let known = Known::open(&dir.path().join("state/known.redb"), &vault.url()).unwrap();
     let store = Settings { chunk_size: CHUNK, pack_size: 20_000, level: 1, workers: 2, uploads: 2 };
-    let policy = Policy { store, retention: Duration::from_secs(60), object_lock: LockMode::Off };
+    let policy =
+        Policy { store, retention: Duration::from_secs(60), object_lock: LockMode::Off, pins: vec![], vault: None };
     let journals = Journals::new(&dir.path().join("state"));
     let acquirer = Acquirer::new(vault, known, journals, policy, Arc::new(SystemClock), Arc::default());
     Site { dir, acquirer }
@@ -58,6 +59,8 @@ struct Memory {
     data: Vec<(u64, u64)>,
     bad: Vec<(u64, u64)>,
     stamps: Mutex<Vec<Stamp>>,
+    /// Each reading gives other bytes than the one before.
+    restless: Option<AtomicU64>,
 }
 
 impl Source for Memory {
@@ -81,6 +84,9 @@ impl Source for Memory {
             return Err(io::Error::from_raw_os_error(5));
         }
         buffer.copy_from_slice(&self.bytes[start..end]);
+        if let Some(count) = &self.restless {
+            buffer[0] = (count.fetch_add(1, Ordering::SeqCst) % 251) as u8;
+        }
         Ok(())
     }
 }
@@ -202,4 +208,21 @@ fn told_to_stop_it_stops() {
         .capture(&ItemId(uuid::Uuid::now_v7()), (0, 0), &full(noise(6, 9000)), &Domain::site())
         .unwrap_err();
     assert!(error.is_stop(), "{error}");
+}
+
+/// What is stored must come back, whatever a second reading would give, and no SHA-256 of other bytes is recorded.
+#[test]
+fn a_disk_that_reads_differently_each_time_comes_back_as_it_was_stored() {
+    let site = site();
+    let disk = Memory { restless: Some(AtomicU64::new(1)), ..full(noise(7, 40_000)) };
+    let captured = site.capture(&disk, &Domain::site());
+    assert_eq!(captured.sha256, None);
+    assert!(captured.changed.iter().any(|how| how.contains("SHA-256")), "{:?}", captured.changed);
+    assert_eq!(site.back(&captured).len(), 40_000);
+    // As early versions recorded it.
+    let early = Captured { sha256: Some(vestigo_model::Digest::of(&disk.bytes)), ..captured.clone() };
+    assert_eq!(site.back(&early).len(), 40_000);
+    let still = Captured { changed: vec![], ..early };
+    let out = site.dir.path().join("never");
+    assert!(export::layer(&*site.acquirer.vault, &still, &out, 2, &|_| ()).is_err(), "that would be damage");
 }

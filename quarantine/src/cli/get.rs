@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use quarantine::{
     canonical::{self, printable},
     catalog,
-    custody::What,
+    custody::{self, What},
     export::{self, ExportError},
     layout,
     manifest::{self, Captured, DiskRecord, LayerRecord, LayerState, Manifest},
@@ -32,9 +32,12 @@ pub(crate) struct Arguments {
     /// All files of all disks (or of --disk), the manifest and the domain XML, into a folder
     #[arg(long)]
     all: bool,
-    /// The file (or with --all the folder) to write; nothing is overwritten
+    /// The file (or with --all the folder) to write; nothing is overwritten, and with --all what is there already may stay
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+    /// Give the files out even if custody does not confirm the manifest; goes into custody
+    #[arg(long)]
+    accept_unrecorded: bool,
     #[command(flatten)]
     vault: VaultArguments,
     #[command(flatten)]
@@ -52,36 +55,76 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let vault = arguments.vault.open()?;
     let item = catalog::resolve(&*vault, &arguments.item)?;
     let stored = manifest::load(&*vault, &item)?;
+    let objection = custody::objection(&*vault, &item, stored.sha256)?;
+    match &objection {
+        Some(why) if !arguments.accept_unrecorded => {
+            return Err(End::Altered(format!(
+                "item {item} is not what was captured, and is not given out: {why}; `quarantine verify` names all that is \
+                 wrong, --accept-unrecorded gives it out all the same"
+            ))
+            .into());
+        }
+        Some(why) => tracing::warn!("item {item} is not what was captured: {}", printable(why)),
+        None => {}
+    }
     let jobs = if arguments.all { all(&stored.manifest, arguments)? } else { vec![one(&stored.manifest, arguments)?] };
-    if let Some(job) = jobs.iter().find(|job| job.out.symlink_metadata().is_ok()) {
+    if let Some(job) = jobs.iter().find(|job| !arguments.all && job.out.symlink_metadata().is_ok()) {
         return Err(ExportError::Exists(job.out.clone()).into());
     }
     // Custody first: bytes that leave the vault without a record would be worse than a record without bytes.
     let names: Vec<String> = jobs.iter().map(|job| format!("{}.{}", job.disk.target, job.number)).collect();
-    let detail = [("files", names.join(" ")), ("out", arguments.out.display().to_string())];
+    let mut detail = vec![("files", names.join(" ")), ("out", arguments.out.display().to_string())];
+    detail.extend(objection.map(|why| ("accepted", why)));
     arguments.access.record(&*vault, item, What::Exported, &detail)?;
+    let mut troubles = Vec::new();
     if arguments.all {
         fs::create_dir_all(&arguments.out).with_context(|| format!("cannot make {}", arguments.out.display()))?;
-        copy_object(&*vault, &layout::manifest(&item)?, &arguments.out.join("manifest.json"))?;
-        copy_object(&*vault, &layout::domain_xml(&item)?, &arguments.out.join("domain.xml"))?;
+        for (key, name) in [(layout::manifest(&item)?, "manifest.json"), (layout::domain_xml(&item)?, "domain.xml")] {
+            troubles.extend(copy_object(&*vault, &key, &arguments.out.join(name)).err());
+        }
     }
     let bar = bar(jobs.iter().map(|job| job.captured.size).sum(), "getting");
     for job in &jobs {
-        let digest = export::layer(&*vault, job.captured, &job.out, threads(), &|count| bar.inc(count))?;
+        let export = if arguments.all { export::layer_again } else { export::layer };
+        let digest = match export(&*vault, job.captured, &job.out, threads(), &|count| bar.inc(count)) {
+            Ok(digest) => digest,
+            // The other files may be whole.
+            Err(error) if arguments.all => {
+                troubles.push(anyhow::Error::from(error).context(format!("{} is not written", job.out.display())));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if !job.captured.changed.is_empty() {
+            let (how, path) = (printable(&job.captured.changed.join("; ")), job.out.display());
+            tracing::warn!(
+                "{path} changed while it was acquired: {how}. It is what was read then, not its state at one moment"
+            );
+        }
         let text = if arguments.vault.json {
             let record = json!({
                 "v": 1, "item": item, "disk": job.disk.target, "layer": job.number, "path": job.out,
-                "size": job.captured.size, "sha256": digest,
+                "size": job.captured.size, "sha256": digest, "changed": job.captured.changed,
             });
             canonical::to_text(&record)?
         } else {
             let out = job.out.display().to_string();
-            printable(&format!("{out}: {}, SHA-256 {digest}, as in the manifest", bytes(job.captured.size)))
+            let agrees =
+                if job.captured.sha256 == Some(digest) { "as in the manifest" } else { "none to compare it with" };
+            printable(&format!("{out}: {}, SHA-256 {digest}, {agrees}", bytes(job.captured.size)))
         };
         bar.suspend(|| print(&text))?;
     }
     bar.finish_and_clear();
-    Ok(())
+    let count = troubles.len();
+    match troubles.pop() {
+        None => Ok(()),
+        Some(only) if count == 1 => Err(only),
+        Some(last) => {
+            troubles.iter().for_each(|trouble| tracing::error!("{}", printable(&format!("{trouble:#}"))));
+            Err(last.context(format!("{count} files could not be got, among them")))
+        }
+    }
 }
 
 fn captured<'a>(layer: &'a LayerRecord, disk: &str, number: usize) -> Result<&'a Captured, End> {
@@ -152,6 +195,9 @@ fn plain(text: &str) -> String {
 
 fn copy_object(vault: &dyn Vault, key: &Key, out: &Path) -> Result<()> {
     let bytes = vault.get(key)?;
+    if fs::symlink_metadata(out).is_ok_and(|meta| meta.is_file()) && fs::read(out).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
     let mut file = fs::File::create_new(out).with_context(|| format!("cannot write {}", out.display()))?;
     std::io::Write::write_all(&mut file, &bytes).with_context(|| format!("cannot write {}", out.display()))
 }

@@ -4,11 +4,13 @@ use anyhow::Result;
 use comfy_table::{Table, presets};
 use quarantine::{
     canonical::{self, printable},
-    catalog::{self, Filter},
+    catalog::{self, Filter, Listing},
     config::Config,
     journal::Journals,
+    layout,
     manifest::{Manifest, Stored},
     spool::Spool,
+    vault::identity,
 };
 use serde_json::json;
 use vestigo_model::{Timestamp, Vo};
@@ -43,7 +45,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.pending {
         return pending(arguments);
     }
+    if let (Some(from), Some(to)) = (arguments.from, arguments.to)
+        && from > to
+    {
+        return Err(End::Usage(format!("--from {from} is after --to {to}; exchange them")).into());
+    }
     let vault = arguments.vault.open()?;
+    if identity::find(&*vault)?.is_none() {
+        let (url, name) = (vault.url(), layout::IDENTITY);
+        anyhow::bail!("{url} is no vault, or none that a daemon has used yet (it has no {name}); check the URL");
+    }
     let filter = Filter {
         vo: arguments.vo.clone(),
         instance: arguments.instance.clone(),
@@ -56,13 +67,22 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for stored in &listing.items {
             print(&canonical::to_text(&summary(stored))?)?;
         }
+        for (item, why) in &listing.damaged {
+            print(&canonical::to_text(&json!({ "v": 1, "item": item, "damaged": why }))?)?;
+        }
     } else {
-        print(&table(&listing.items).to_string())?;
+        print(&table(&listing).to_string())?;
     }
     for (item, why) in &listing.damaged {
         tracing::warn!(%item, "{}", printable(why));
     }
-    Ok(())
+    match listing.damaged.len() {
+        0 => Ok(()),
+        count => {
+            Err(End::Altered(format!("{count} item(s) have a damaged manifest and may be among those asked for"))
+                .into())
+        }
+    }
 }
 
 fn users(manifest: &Manifest) -> Vec<String> {
@@ -95,11 +115,11 @@ fn summary(Stored { manifest, sha256 }: &Stored) -> serde_json::Value {
     })
 }
 
-fn table(items: &[Stored]) -> Table {
+fn table(listing: &Listing) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["ITEM", "VO", "INSTANCE", "HOST", "ENDED", "DISKS", "SIZE", "USERS (CLAIMED)", "REMARKS"]);
-    for Stored { manifest, .. } in items {
+    for Stored { manifest, .. } in &listing.items {
         let ended = manifest.instance.end.map_or(manifest.deleted, |end| end.time);
         let disks: Vec<&str> = manifest.disks.iter().map(|disk| disk.target.as_str()).collect();
         let users = users(manifest);
@@ -114,6 +134,9 @@ fn table(items: &[Stored]) -> Table {
             printable(&users.join(",")),
             if manifest.remarks.is_empty() { "-".to_owned() } else { manifest.remarks.len().to_string() },
         ]);
+    }
+    for (item, _) in &listing.damaged {
+        table.add_row([&item.to_string(), "DAMAGED"]);
     }
     table
 }

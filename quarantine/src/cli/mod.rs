@@ -21,6 +21,7 @@ use quarantine::{
     catalog::FindError,
     config::{self, Config, ConfigError},
     custody::{self, Actor, Draft, What},
+    manifest::ManifestError,
     vault::{self, Open, S3Settings, Url, Vault},
 };
 use vestigo_model::{Clock, ItemId, SystemClock};
@@ -39,6 +40,12 @@ pub(crate) enum End {
     /// Verification found something; it has been printed.
     #[error("the item is not as it was stored")]
     Bad,
+    /// The custody log is not as it was written; what is wrong has been printed.
+    #[error("the custody log is not as it was written")]
+    BadLog,
+    /// What would be given out is not what was stored.
+    #[error("{0}")]
+    Altered(String),
 }
 
 pub(crate) fn exit_code(done: Result<()>) -> ExitCode {
@@ -51,8 +58,11 @@ pub(crate) fn exit_code(done: Result<()>) -> ExitCode {
     match error.downcast_ref::<End>() {
         Some(End::Usage(_)) => ExitCode::from(2),
         Some(End::NotFound(_)) => ExitCode::from(3),
-        Some(End::Bad) => ExitCode::from(5),
+        Some(End::Bad | End::BadLog | End::Altered(_)) => ExitCode::from(5),
         None if error.downcast_ref::<ConfigError>().is_some() => ExitCode::from(2),
+        None if matches!(error.downcast_ref::<ManifestError>(), Some(ManifestError::Damaged { .. })) => {
+            ExitCode::from(5)
+        }
         None if matches!(find, Some(FindError::None { .. })) => ExitCode::from(3),
         None if matches!(find, Some(FindError::Several { .. })) => ExitCode::from(2),
         None => ExitCode::FAILURE,

@@ -4,8 +4,9 @@ use anyhow::Result;
 use quarantine::{
     canonical::{self, printable},
     catalog, custody,
-    custody::{Recorded, What},
+    custody::{CustodyError, Recorded, What},
     manifest::{self, Captured, LayerState, Manifest, Stored},
+    vault::VaultError,
 };
 use serde_json::json;
 use vestigo_model::Vo;
@@ -27,13 +28,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let item = catalog::resolve(&*vault, &arguments.item)?;
     let stored = manifest::load(&*vault, &item)?;
     arguments.access.try_record(&*vault, item, What::Shown, &[]);
-    let history = custody::of_item(&*vault, &item)?;
+    let mut warning = custody::objection(&*vault, &item, stored.sha256)?;
+    let history = match custody::of_item(&*vault, &item) {
+        Err(error @ (CustodyError::Damaged(..) | CustodyError::Vault(VaultError::NotFound(_)))) => {
+            warning.get_or_insert(error.to_string());
+            Vec::new()
+        }
+        history => history?,
+    };
     if arguments.vault.json {
         let entries: Vec<_> = history.iter().map(|r| json!({ "sha256": r.digest, "entry": r.entry })).collect();
         let all = json!({
             "v": 1, "manifest": stored.manifest, "manifest_sha256": stored.sha256, "custody": entries,
+            "warning": warning,
         });
         return print(&canonical::to_text(&all)?);
+    }
+    if let Some(why) = warning {
+        print(&format!("WARNING: this is not what was captured: {}", printable(&why)))?;
     }
     print(&describe(&stored, &history))
 }

@@ -4,8 +4,9 @@ use anyhow::Result;
 use quarantine::{
     canonical::{self, printable},
     catalog,
-    custody::What,
+    custody::{self, Break, What},
     manifest,
+    vault::Vault,
     verify::{Report, Verifier, volume},
 };
 use serde_json::json;
@@ -15,7 +16,11 @@ use super::{AccessArguments, End, VaultArguments, bar, bytes, print, threads};
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The item's id, or its beginning
-    item: String,
+    #[arg(required_unless_present = "custody")]
+    item: Option<String>,
+    /// The whole custody log and nothing else
+    #[arg(long, conflicts_with_all = ["item", "sample"])]
+    custody: bool,
     /// Read only so many per cent of the chunks, chosen at random; whole-file digests are then not computed
     #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "100")]
     sample: f64,
@@ -32,7 +37,8 @@ fn percent(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let vault = arguments.vault.open()?;
-    let item = catalog::resolve(&*vault, &arguments.item)?;
+    let Some(wanted) = &arguments.item else { return custody_log(&*vault, arguments.vault.json) };
+    let item = catalog::resolve(&*vault, wanted)?;
     let total = manifest::load(&*vault, &item).map_or(0, |stored| volume(&stored.manifest));
     let bar = bar(total, "verifying");
     let progress = |count| bar.inc(count);
@@ -48,6 +54,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         print(&describe(&report))?;
     }
     if report.is_good() { Ok(()) } else { Err(End::Bad.into()) }
+}
+
+fn custody_log(vault: &dyn Vault, json: bool) -> Result<()> {
+    let chain = custody::walk(vault, threads())?;
+    let good = chain.breaks.is_empty();
+    if json {
+        print(&canonical::to_text(&json!({ "v": 1, "good": good, "custody": chain }))?)?;
+    } else {
+        print(&format!("custody log of {}: {} entries", vault.url(), chain.entries))?;
+        for Break { number, why } in &chain.breaks {
+            print(&printable(&format!("  custody-chain: custody entry {number}: {why}")))?;
+        }
+        print(if good { "good" } else { "NOT as it was written" })?;
+    }
+    if good { Ok(()) } else { Err(End::BadLog.into()) }
 }
 
 fn describe(report: &Report) -> String {

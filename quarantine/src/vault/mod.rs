@@ -3,6 +3,7 @@
 //! (`tests/vault.rs`).
 
 mod folder;
+pub mod identity;
 pub mod probe;
 pub mod s3;
 mod s3_errors;

@@ -85,6 +85,12 @@ impl Site {
         fs::write(self.config(), text).unwrap();
     }
 
+    /// Adds a line before all sections.
+    pub fn write_top(&self, line: &str) {
+        let text = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), format!("{line}\n{text}")).unwrap();
+    }
+
     pub fn vault_path(&self) -> PathBuf {
         PathBuf::from(self.vault.strip_prefix("file://").expect("a folder vault"))
     }
