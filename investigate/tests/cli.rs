@@ -54,8 +54,10 @@ fn who_shows_host_facts_and_guest_claims_apart() {
     let output = vestigo(root.path(), FOUND);
     let shown = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{shown}");
-    let (facts, claims) = shown.split_once("GUEST CLAIMS").expect("two parts");
-    assert!(facts.contains("HOST FACTS") && facts.contains("atlas") && facts.contains("vm-1"), "{shown}");
+    let (head, rest) = shown.split_once("HOST FACTS").expect("a verdict first");
+    assert!(head.contains("alice (claimed), VO atlas, instance vm-1 (by lease)"), "{shown}");
+    let (facts, claims) = rest.split_once("GUEST CLAIMS").expect("two parts");
+    assert!(facts.contains("atlas") && facts.contains("vm-1"), "{shown}");
     assert!(!facts.contains("alice"), "{shown}");
     for words in
         ["alice", "pilot-atlas-1", "job-1", "asserted-by-vo", "ports 41000-41999", "ATTRIBUTION lease", "COVERAGE"]

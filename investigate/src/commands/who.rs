@@ -57,12 +57,12 @@ fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
     let (from, to) = (question.range.from, question.range.to);
     let mut text = format!("Who used {} between {from} and {to}?\n\n", asked(question));
     if answer.candidates.is_empty() {
-        let _ = writeln!(text, "Nothing found: no VM used or was given this address in the window.");
+        let _ = writeln!(text, "{}", nothing(question));
         text.push_str(&peers(answer));
         text.push('\n');
     }
     for (number, candidate) in answer.candidates.iter().enumerate() {
-        let title = format!("Candidate {} of {}", number + 1, answer.candidates.len());
+        let title = format!("Candidate {} of {}: {}", number + 1, answer.candidates.len(), verdict(candidate));
         let _ = writeln!(text, "{}", style.heading(&title));
         text.push_str(&candidate_text(candidate, style));
         text.push('\n');
@@ -78,6 +78,29 @@ fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
     }
     text.push_str(&coverage::block(&answer.coverage, style));
     text
+}
+
+/// What a filter leaves out is not absent: the sentence must not deny more than was asked.
+fn nothing(question: &WhoQuestion) -> &'static str {
+    if question.instance.is_some() || question.peer.is_some() || question.proto.is_some() || question.port.is_some() {
+        "Nothing found: no VM used this address in the window in the way asked for. Ask without the other options for all who held it."
+    } else {
+        "Nothing found: no VM used or was given this address in the window."
+    }
+}
+
+/// The answer in one line, before the particulars: who, of which VO, in which VM, and how certain.
+fn verdict(candidate: &Candidate) -> String {
+    let facts = &candidate.host_facts;
+    let vm = format!("VO {}, instance {}", parts::vo_word(facts.vo.as_ref()), safe(facts.instance.as_str()));
+    let user = candidate.guest_claims.as_ref().map(|claims| safe(claims.user.subject.as_str()));
+    match (candidate.flows.is_empty(), candidate.attribution.quality, user) {
+        (true, ..) => format!("{vm} was given this address, but no flow that matches was seen"),
+        (_, Quality::Lease, Some(user)) => format!("{user} (claimed), {vm} (by lease)"),
+        (_, Quality::Observed, Some(user)) => format!("{user} (claimed), {vm} (seen by the agent)"),
+        (_, Quality::ClaimedLate, Some(user)) => format!("{vm}; perhaps {user} (claimed late)"),
+        _ => format!("{vm}; nobody more precise is certain"),
+    }
 }
 
 fn candidate_text(candidate: &Candidate, style: Style) -> String {
