@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use community_id::calculate_community_id;
-use vestigo_model::{Attribution, Direction, Expected, Flow, Quality, Tap};
+use vestigo_model::{Attribution, Expected, Flow, Quality, Tap};
 
 use crate::{
     attribute::{AgentState, LeaseBook},
@@ -39,36 +39,25 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         resp_flags: record.from_resp.2,
         end_reason: record.end_reason,
         initiator: record.initiator,
-        src_expected: src_expected(record, &observed.tap),
+        src_expected: Expected::Unknown,
         community_id: community_id(record),
         post_nat: None,
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
     };
+    flow.src_expected = src_expected(&flow, &observed.tap);
     flow.attribution = book.attribute(&flow, agent);
     flow
 }
 
-/// The VM's own address and port.
-fn local(record: &Metered) -> (IpAddr, u16) {
-    match record.direction {
-        Direction::Outgoing => record.orig,
-        Direction::Incoming => record.resp,
-    }
-}
-
 /// Whether the VM *sent* from an address it was given. What was only sent to it says nothing, nor does an address that
 /// every interface may use (link-local, unspecified).
-fn src_expected(record: &Metered, tap: &Tap) -> Expected {
-    let sent = match record.direction {
-        Direction::Outgoing => record.from_orig.0,
-        Direction::Incoming => record.from_resp.0,
-    };
-    let ip = local(record).0;
+fn src_expected(flow: &Flow, tap: &Tap) -> Expected {
+    let ip = flow.local().0;
     let anybodys = match ip {
         IpAddr::V4(ip) => ip.is_unspecified() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unspecified() || ip.is_unicast_link_local(),
     };
-    if sent == 0 || tap.expected.is_empty() || anybodys {
+    if flow.sent_by_vm() == 0 || tap.expected.is_empty() || anybodys {
         Expected::Unknown
     } else if tap.expected.contains(&ip) {
         Expected::Yes
@@ -84,7 +73,7 @@ fn community_id(record: &Metered) -> String {
             let [kind, code] = record.resp.1.to_be_bytes();
             (Some(kind.into()), Some(code.into()))
         }
-        proto::TCP | proto::UDP | 132 => (Some(record.orig.1), Some(record.resp.1)),
+        proto::TCP | proto::UDP | proto::SCTP => (Some(record.orig.1), Some(record.resp.1)),
         _ => (None, None),
     };
     // An error would mean two address families in one packet, which no decoder yields.
@@ -95,9 +84,10 @@ fn community_id(record: &Metered) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use vestigo_model::{EndReason, Initiator, Mac, TapName, Timestamp};
+    use vestigo_model::{Direction, DomainUuid, EndReason, HostId, Initiator, InstanceId, Mac, TapName, Timestamp};
 
     use super::*;
+    use crate::capture::Observed;
 
     fn record(orig: (&str, u16), resp: (&str, u16), proto: u8, sent: u64) -> Metered {
         let time = Timestamp::from_nanos(1);
@@ -136,6 +126,17 @@ mod tests {
             not_capturable: None,
         };
         let from = |ip, sent| record((ip, 1), ("192.0.2.1", 2), 6, sent);
+        let src_expected = |record: &Metered, tap: &Tap| {
+            let observed = Observed {
+                host: HostId::new("hv1").unwrap(),
+                domain: DomainUuid(uuid::Uuid::nil()),
+                instance: InstanceId::new("i").unwrap(),
+                vo: None,
+                tap: tap.clone(),
+            };
+            let tapped = Tapped { observed: observed.into(), record: record.clone() };
+            join(&tapped, &LeaseBook::new(), AgentState::Absent).src_expected
+        };
         assert_eq!(src_expected(&from("10.0.0.5", 1), &tap(&["10.0.0.5"])), Expected::Yes);
         assert_eq!(src_expected(&from("10.0.0.6", 1), &tap(&["10.0.0.5"])), Expected::No);
         assert_eq!(src_expected(&from("10.0.0.6", 0), &tap(&["10.0.0.5"])), Expected::Unknown);
