@@ -343,9 +343,7 @@ impl Service {
                 }
             },
             Claim::PayloadEnd { uid, exit } => (self.payload_ends(domain, now, time, uid, exit), Ok(())),
-            Claim::Unknown => {
-                (facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()), Ok(()))
-            }
+            _ => (facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()), Ok(())),
         };
         self.recorder.submit(fact, Some(position), Some(told(done, verdict))).await;
     }

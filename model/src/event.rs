@@ -32,6 +32,16 @@ pub enum EventKind {
     DiskReleased,
     /// The VM cannot be given an agent channel; the detail says why.
     ChannelFault,
+    /// An agent refused to start a payload.
+    PayloadRefused,
+    /// A ban was sent to a VM's agent.
+    BanSent,
+    /// An agent says that a ban is in force and what it ended.
+    BanApplied,
+    /// An agent raised an alarm.
+    AgentAlarm,
+    /// An agent saw a connection of a payload (detail, where it is switched on).
+    Connection,
 }
 
 impl EventKind {
@@ -50,6 +60,11 @@ impl EventKind {
             Self::DiskMissed => "disk-missed",
             Self::DiskReleased => "disk-released",
             Self::ChannelFault => "channel-fault",
+            Self::PayloadRefused => "payload-refused",
+            Self::BanSent => "ban-sent",
+            Self::BanApplied => "ban-applied",
+            Self::AgentAlarm => "agent-alarm",
+            Self::Connection => "connection",
         }
     }
 }

@@ -7,6 +7,9 @@
 //! Two kinds of knowledge are kept apart by type: what the host saw ([`Instance`], [`Flow`], [`Coverage`]) and what a
 //! guest said ([`PayloadClaim`], inside a [`Payload`] that carries the host's own stamp).
 
+mod access;
+mod ban;
+mod connection;
 mod coverage;
 mod digest;
 mod event;
@@ -20,6 +23,9 @@ mod payload;
 pub mod settings;
 mod time;
 
+pub use access::{Access, Caller, TaskMark, TokenMark};
+pub use ban::{Ban, BanApplied, Scope};
+pub use connection::Connection;
 pub use coverage::{Coverage, CoverageState};
 pub use digest::{Digest, ParseDigestError};
 pub use event::{Event, EventKind};
@@ -31,7 +37,7 @@ pub use id::{
 };
 pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
 pub use payload::{
-    Enforcement, Executable, Exit, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState, Trust,
-    User,
+    Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
+    Trust, User,
 };
 pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

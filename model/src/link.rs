@@ -7,6 +7,8 @@
 //! host  ◄────────────────────────── record ─  guest     (seq, prev = SHA-256 of the record line before)
 //! host  ─ ack: seq ─────────────────────────────►  guest     (everything up to seq is durable)
 //! host  ◄─────────────────────── heartbeat ─  guest
+//! host  ─ bans: the whole list ─────────────────►  guest     (after welcome, and whenever it changes)
+//! host  ◄─────── record: ban-applied ─  guest     (once for each ban: what it ended, and whether anything is left)
 //! ```
 //!
 //! A side that (re)opens the channel sends one empty line first, so that the rest of a line the other side was reading
@@ -17,7 +19,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BootId, Digest, Exit, Label, PayloadClaim, PayloadUid, Timestamp};
+use crate::{
+    Ban, BanApplied, BootId, Caller, Connection, Digest, Exit, Label, PayloadClaim, PayloadId, PayloadUid, PilotId,
+    Timestamp, User, Vo,
+};
 
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.vestigo.attribution.0";
@@ -69,9 +74,41 @@ pub enum Claim {
         /// How.
         exit: Exit,
     },
+    /// A start was asked for and refused by the agent: nothing ran.
+    PayloadRefused(PayloadRefused),
+    /// A ban of the host's is in force here, and what it hit is dead.
+    BanApplied(BanApplied),
+    /// Something the site should know now, such as no free leases.
+    Alarm {
+        /// In one sentence.
+        what: Label,
+    },
+    /// A connection that the agent saw, where such detail is switched on.
+    Connection(Connection),
     /// Something a newer agent says; kept out, counted, acknowledged.
     #[serde(other)]
     Unknown,
+}
+
+/// A refusal, for the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PayloadRefused {
+    /// The run that did not come to be.
+    pub uid: PayloadUid,
+    /// Who asked.
+    pub caller: Caller,
+    /// What the caller named.
+    pub pilot: PilotId,
+    /// What the caller named.
+    pub payload: PayloadId,
+    /// What the caller named.
+    pub user: User,
+    /// What the caller named.
+    pub vo: Vo,
+    /// Exit code that the pilot got.
+    pub code: u8,
+    /// Why, cut to what a label holds.
+    pub reason: Label,
 }
 
 /// The guest is alive.
@@ -137,6 +174,15 @@ pub enum HostFrame {
         seq: u64,
         /// Why, in words for the pilot.
         reason: Label,
+    },
+    /// Who must not run in this VM: together with the frames before it that had `more`, the whole list. It takes the place
+    /// of the list before.
+    Bans {
+        /// Some of them.
+        bans: Vec<Ban>,
+        /// The rest follows in the next frame.
+        #[serde(default)]
+        more: bool,
     },
     /// A type this version does not know.
     #[serde(other)]

@@ -5,17 +5,22 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::{Lease, PayloadId, PilotId, PortBlock, Trust, User, Vo};
+use crate::{Holder, Lease, PayloadId, PilotId, PortBlock, Trust, User, Vo};
 
 fn claim(subject: String, first: u16, command: Vec<String>) -> PayloadClaim {
     PayloadClaim {
         uid: PayloadUid(Uuid::from_u128(7)),
+        holder: Holder::Payload,
         pilot: PilotId::new("pilot-1").unwrap(),
         payload: PayloadId::new("task/1").unwrap(),
         user: User { issuer: Label::new("https://iam.example").unwrap(), subject: Label::new(subject).unwrap() },
         vo: Vo::new("atlas").unwrap(),
         trust: Trust::AssertedByVo,
+        task: None,
+        token: None,
+        access: None,
         executable: None,
+        interpreter: None,
         command,
         leases: vec![Lease::Ports(PortBlock { first, last: first.saturating_add(1023) })],
         isolation: BTreeMap::new(),

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, DomainUuid, HostId, Label, PayloadId, PayloadUid, PilotId, Timestamp, Vo};
+use crate::{
+    Access, Digest, DomainUuid, HostId, Label, PayloadId, PayloadUid, PilotId, TaskMark, Timestamp, TokenMark, Vo,
+};
 
 /// A person or robot, named by who vouches for it and the name used there (`iss` and `sub` of the WLCG token profile).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -100,6 +102,37 @@ pub struct Executable {
     pub sha256: Digest,
 }
 
+/// Whose traffic a lease marks. A VM's own connections have leases too, so that nothing leaves it unmarked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Holder {
+    /// One user's payload.
+    #[default]
+    Payload,
+    /// The pilots of the VM: ordinary accounts outside of every sandbox.
+    Pilot,
+    /// The VM's system: root, its services, the agent.
+    System,
+}
+
+impl Holder {
+    /// The word used in records and answers.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Payload => "payload",
+            Self::Pilot => "pilot",
+            Self::System => "system",
+        }
+    }
+
+    /// Whether this is a user's payload, as nearly everything is.
+    #[must_use]
+    pub const fn is_payload(&self) -> bool {
+        matches!(self, Self::Payload)
+    }
+}
+
 /// Whether a rule of the WLCG recommendations held for a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -126,6 +159,10 @@ pub struct Enforcement {
 pub struct PayloadClaim {
     /// This run.
     pub uid: PayloadUid,
+    /// Whose traffic the leases mark. Other than [`Holder::Payload`] this is no work of a user: `user`, `payload` and `pilot`
+    /// then name the VM's own part in words, and there is neither program nor manifest.
+    #[serde(default, skip_serializing_if = "Holder::is_payload")]
+    pub holder: Holder,
     /// The pilot job that starts it.
     pub pilot: PilotId,
     /// The VO's name for the work unit.
@@ -136,9 +173,21 @@ pub struct PayloadClaim {
     pub vo: Vo,
     /// What stands behind the user's name.
     pub trust: Trust,
+    /// The user's signed task, when `trust` is [`Trust::SignedByUser`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskMark>,
+    /// The token that the payload was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<TokenMark>,
+    /// Who asked, and when what was established.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
     /// What runs; `None` if it could not be opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub executable: Option<Executable>,
+    /// The program that reads `executable`, when that is a script.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpreter: Option<Executable>,
     /// Arguments, the program's name first; cut by the agent to 4 KiB in all.
     #[serde(default)]
     pub command: Vec<String>,
@@ -238,10 +287,14 @@ impl PayloadClaim {
             Err("a port block that ends before it begins")
         } else if self.command.len() > MAX_ARGUMENTS.0 || bytes > MAX_ARGUMENTS.1 {
             Err("a command of more than 1024 arguments or 8 KiB")
-        } else if self.executable.as_ref().is_some_and(|executable| executable.path.len() > MAX_PATH) {
+        } else if [&self.executable, &self.interpreter].into_iter().flatten().any(|file| file.path.len() > MAX_PATH) {
             Err("a path of more than 4096 bytes")
         } else if self.isolation.len() > MAX_RULES.0 || self.isolation.keys().any(|rule| rule.len() > MAX_RULES.1) {
             Err("an isolation manifest of more than 128 rules, or a rule with a name of more than 64 bytes")
+        } else if (self.trust == Trust::SignedByUser) != self.task.is_some() {
+            Err("trust signed-by-user without a signed task, or a signed task with another trust")
+        } else if self.trust == Trust::AssertedByToken && !self.token.as_ref().is_some_and(|token| token.verified) {
+            Err("trust asserted-by-token without a verified token")
         } else {
             Ok(())
         }

@@ -17,7 +17,7 @@ use nix::{
 };
 use tracing::{info, warn};
 use vestigo_model::{
-    Clock, Executable, Exit, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock, Trust, link::Claim,
+    Clock, Executable, Exit, Holder, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock, Trust, link::Claim,
 };
 
 use super::{
@@ -364,12 +364,17 @@ fn claim(
 ) -> PayloadClaim {
     PayloadClaim {
         uid,
+        holder: Holder::Payload,
         pilot,
         payload: request.payload,
         user: request.user,
         vo: request.vo,
         trust: request.trust,
+        task: None,
+        token: None,
+        access: None,
         executable: Some(executable),
+        interpreter: None,
         command: cut(request.command),
         leases: vec![Lease::Ports(plan.ports)],
         isolation: manifest(facts),

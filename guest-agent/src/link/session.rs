@@ -143,7 +143,7 @@ impl Session {
         match &claim {
             Claim::PayloadStart(start) => drop(self.header.live.insert(start.uid)),
             Claim::PayloadEnd { uid, .. } => drop(self.header.live.remove(uid)),
-            Claim::Unknown => {}
+            _ => {}
         }
         let ticket = self.ticket();
         self.push(ticket, line.clone(), false);
@@ -211,7 +211,7 @@ impl Session {
             Ok(HostFrame::Welcome { acked, head, .. }) => (self.welcomed(acked, head), None),
             Ok(HostFrame::Ack { seq }) => (self.acknowledged(seq), None),
             Ok(HostFrame::Refuse { seq, reason }) => (self.refused(seq, reason.as_str()), None),
-            Ok(HostFrame::Unknown) | Err(_) => {
+            Ok(HostFrame::Bans { .. } | HostFrame::Unknown) | Err(_) => {
                 self.contradictions += 1;
                 (Vec::new(), None)
             }

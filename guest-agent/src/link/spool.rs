@@ -178,7 +178,7 @@ fn take(saved: &mut Saved, line: &[u8]) -> Option<()> {
     match claim {
         Claim::PayloadStart(start) => drop(saved.header.live.insert(start.uid)),
         Claim::PayloadEnd { uid, .. } => drop(saved.header.live.remove(&uid)),
-        Claim::Unknown => {}
+        _ => {}
     }
     saved.header.last = seq;
     saved.header.head = Digest::of(line);
