@@ -24,6 +24,7 @@ use vestigo_model::{Exit, PilotId, Trust, User};
 use crate::{
     cli::{Exec, StatusArgs},
     protocol::{ExecRequest, Message, Refusal, Reply, Request, code},
+    shape::Shape,
     wire::{Channel, WireError},
 };
 
@@ -136,7 +137,7 @@ fn request(options: Exec) -> Result<ExecRequest, Refusal> {
         trust: Trust::AssertedByVo,
         command: options.command.into_iter().map(text).collect::<Result<_, _>>()?,
         env: options.env.iter().map(pair).collect::<Result<_, _>>()?,
-        work: options.work.is_some(),
+        shape: Shape { work: options.work.is_some(), ..Shape::default() },
     })
 }
 

@@ -116,6 +116,8 @@ pub struct Config {
     pub spool_bytes: usize,
     /// Who may call besides root; everybody when absent.
     pub allow_uids: Option<Vec<u32>>,
+    /// Sandboxes that are kept ready.
+    pub ready: u16,
 }
 
 impl Default for Config {
@@ -135,6 +137,7 @@ impl Default for Config {
             expose: Vec::new(),
             spool_bytes: 8 << 20,
             allow_uids: None,
+            ready: 4,
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod link;
 pub mod network;
 pub mod protocol;
 pub mod sandbox;
+pub mod shape;
 pub mod status;
 pub mod sys;
 pub mod wire;

@@ -17,8 +17,8 @@ use tracing::error;
 fn main() -> ExitCode {
     let verb = std::env::args_os().nth(1);
     // The agent's own re-execution, for which the command line parser would only cost time.
-    if verb.as_deref() == Some(OsStr::new(sandbox::STAGE)) {
-        return sandbox::stage::run().into();
+    if verb.as_deref() == Some(OsStr::new(sandbox::forker::VERB)) {
+        return sandbox::forker::run().into();
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Exit, Lease, PayloadId, PayloadUid, PilotId, Trust, User, Vo};
 
-use crate::status::Status;
+use crate::{shape::Shape, status::Status};
 
 /// Where the daemon listens.
 pub const SOCKET: &str = "/run/vestigo/agent.sock";
@@ -32,7 +32,7 @@ pub mod code {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum Request {
-    /// Start a payload. Standard input, output and error ride along, then the work directory if there is one.
+    /// Start a payload. Standard input, output and error ride along, then what its [`Shape`] names.
     Exec(Box<ExecRequest>),
     /// How are you?
     Status,
@@ -57,9 +57,9 @@ pub struct ExecRequest {
     /// More environment.
     #[serde(default)]
     pub env: Vec<(String, String)>,
-    /// Whether a work directory rides along.
+    /// What it opens in the sandbox.
     #[serde(default)]
-    pub work: bool,
+    pub shape: Shape,
 }
 
 /// Later lines of a client.

@@ -62,6 +62,9 @@ pub struct Status {
     pub link: LinkStatus,
     /// Leases: in use, resting after use, all.
     pub leases: (usize, usize, usize),
+    /// Sandboxes that are prepared and wait.
+    #[serde(default)]
+    pub ready: usize,
     /// Running payloads: all of them for root, else those of the asking uid.
     pub payloads: Vec<LivePayload>,
 }
@@ -78,7 +81,7 @@ impl fmt::Display for Status {
             self.fail_mode, link.debt, link.refused_full
         )?;
         let (held, resting, all) = self.leases;
-        writeln!(f, "leases    {held} in use, {resting} resting, {all} in all")?;
+        writeln!(f, "leases    {held} in use, {resting} resting, {all} in all; {} sandboxes ready", self.ready)?;
         for p in &self.payloads {
             let leases: Vec<String> = p.leases.iter().map(ToString::to_string).collect();
             let leases = leases.join(", ");

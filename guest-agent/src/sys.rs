@@ -3,7 +3,7 @@
 
 use std::{
     ffi::CStr,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::{
@@ -20,7 +20,7 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Forks. Only for the sandbox stage, which has one thread and says so by being a re-executed process of its own.
+/// Forks. Only for the sandbox's own processes, which have one thread: they descend from a re-executed process.
 ///
 /// # Errors
 /// As fork(2).
@@ -48,6 +48,15 @@ pub fn default_signals() -> Result<(), Errno> {
         unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
     }
     Ok(())
+}
+
+/// Lets the kernel clear children away as they end.
+///
+/// # Errors
+/// As sigaction(2).
+pub fn ignore_children() -> Result<(), Errno> {
+    // SAFETY: SIG_IGN installs no code of ours.
+    unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigIgn) }.map(drop)
 }
 
 /// Marks every descriptor from `first` upwards to be closed by exec.
@@ -99,52 +108,132 @@ pub fn new_session_keyring() -> Result<(), Errno> {
     }
 }
 
-/// The mount that a directory descriptor stands in, as a detached copy of the tree below it.
+/// Forks into new namespaces (`CLONE_NEW*`), and into a cgroup from the first moment if one is given. The parent gets the
+/// child's number and a descriptor that means this process for ever; the child gets `None`. Same condition as
+/// [`fork_single_threaded`].
 ///
 /// # Errors
-/// As open_tree(2).
-pub fn clone_mount(directory: impl AsFd) -> Result<OwnedFd, Errno> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | 0x1000; // AT_EMPTY_PATH
-    let fd = directory.as_fd().as_raw_fd();
-    // SAFETY: the path is an empty C string that outlives the call.
-    let tree = Errno::result(unsafe { libc::syscall(libc::SYS_open_tree, fd, c"".as_ptr(), flags) })?;
-    Ok(adopt(RawFd::try_from(tree).map_err(|_| Errno::EBADF)?))
+/// As clone3(2).
+pub fn clone_single_threaded(
+    namespaces: libc::c_int,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Option<(Pid, OwnedFd)>, Errno> {
+    let mut pidfd: RawFd = -1;
+    let mut flags = u64::from((namespaces | libc::CLONE_PIDFD).cast_unsigned());
+    if cgroup.is_some() {
+        // CLONE_INTO_CGROUP
+        flags |= 1 << 33;
+    }
+    let number = |fd: RawFd| u64::try_from(fd).map_err(|_| Errno::EBADF);
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
+    // cgroup. No stack: like fork.
+    let arguments: [u64; 11] = [
+        flags,
+        (&raw mut pidfd).addr() as u64,
+        0,
+        0,
+        u64::from(libc::SIGCHLD.cast_unsigned()),
+        0,
+        0,
+        0,
+        0,
+        0,
+        cgroup.map_or(Ok(0), |fd| number(fd.as_raw_fd()))?,
+    ];
+    // SAFETY: the structure has the layout and size that the call is told; `pidfd` outlives it; the process has one thread,
+    // so the child's copy of memory is whole and no lock in it is held.
+    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone3, arguments.as_ptr(), size_of_val(&arguments)) })?;
+    if pid == 0 {
+        return Ok(None);
+    }
+    let pid = Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::EOVERFLOW)?);
+    Ok(Some((pid, adopt(pidfd))))
 }
 
-/// Puts a detached mount at a path.
+/// Sends a signal to the process that a descriptor means.
 ///
 /// # Errors
-/// As move_mount(2).
-pub fn attach_mount(tree: impl AsFd, at: &CStr) -> Result<(), Errno> {
-    const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-    let fd = tree.as_fd().as_raw_fd();
-    // SAFETY: both paths are C strings that outlive the call.
+/// As pidfd_send_signal(2); ESRCH when it is gone.
+pub fn signal_process(process: impl AsFd, signal: Signal) -> Result<(), Errno> {
+    let fd = process.as_fd().as_raw_fd();
+    // SAFETY: plain numbers and a null pointer, which means "as kill(2) would say it".
     let done = unsafe {
-        libc::syscall(libc::SYS_move_mount, fd, c"".as_ptr(), libc::AT_FDCWD, at.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
+        libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as libc::c_int, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     Errno::result(done).map(drop)
 }
 
-/// Makes a detached mount show files of one owner as another's (the map of the user namespace says which), without
-/// set-uid programs and devices.
+/// The mount at `path` below `directory` (at the directory itself if it is empty) as a detached copy, with all that is
+/// mounted below it if `recursive`. A symbolic link at the end is not followed.
 ///
 /// # Errors
-/// As mount_setattr(2); EINVAL where the file system cannot do it.
-pub fn map_owners(tree: impl AsFd, user_namespace: impl AsFd) -> Result<(), Errno> {
-    let namespace = u64::try_from(user_namespace.as_fd().as_raw_fd()).map_err(|_| Errno::EBADF)?;
-    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd. MOUNT_ATTR_IDMAP | NOSUID | NODEV.
-    let attributes: [u64; 4] = [0x0010_0000 | 2 | 4, 0, 0, namespace];
+/// As open_tree(2).
+pub fn clone_mount(directory: impl AsFd, path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    let more = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | if recursive { libc::AT_RECURSIVE } else { 0 };
+    flags |= more.cast_unsigned();
+    let fd = directory.as_fd().as_raw_fd();
+    // SAFETY: the path is a C string that outlives the call.
+    let tree = Errno::result(unsafe { libc::syscall(libc::SYS_open_tree, fd, path.as_ptr(), flags) })?;
+    Ok(adopt(RawFd::try_from(tree).map_err(|_| Errno::EBADF)?))
+}
+
+/// Puts a detached mount on what `at` (a descriptor, O_PATH is enough) means.
+///
+/// # Errors
+/// As move_mount(2).
+pub fn attach_mount(tree: impl AsFd, at: impl AsFd) -> Result<(), Errno> {
+    // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    const BOTH_EMPTY: libc::c_uint = 0x04 | 0x40;
+    let (tree, at) = (tree.as_fd().as_raw_fd(), at.as_fd().as_raw_fd());
+    // SAFETY: both paths are C strings that outlive the call.
+    let done = unsafe { libc::syscall(libc::SYS_move_mount, tree, c"".as_ptr(), at, c"".as_ptr(), BOTH_EMPTY) };
+    Errno::result(done).map(drop)
+}
+
+/// What a mount forbids (`MOUNT_ATTR_*` of linux/mount.h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountRules(u64);
+
+impl MountRules {
+    /// Nothing can be written.
+    pub const READ_ONLY: Self = Self(1);
+    /// Set-user-id bits and file capabilities mean nothing, and device nodes are only files.
+    pub const NO_PRIVILEGE: Self = Self(2 | 4);
+    /// No set-user-id, but devices.
+    pub const NO_SUID: Self = Self(2);
+    /// Nothing can be executed.
+    pub const NO_EXEC: Self = Self(8);
+
+    /// Both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Adds rules to a mount, and to all below it if `recursive`, and cuts its ties to where it was copied from in one direction:
+/// what is mounted there later still appears (automounted CVMFS), nothing goes back. With a user namespace, files of one owner
+/// show as another's (its maps say which).
+///
+/// # Errors
+/// As mount_setattr(2); EINVAL where the file system cannot show other owners.
+pub fn rule_mount(
+    tree: impl AsFd,
+    rules: MountRules,
+    recursive: bool,
+    owners: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
+    const IDMAP: u64 = 0x0010_0000;
+    let namespace = owners.map_or(Ok(0), |fd| u64::try_from(fd.as_raw_fd()).map_err(|_| Errno::EBADF))?;
+    let set = rules.0 | if owners.is_some() { IDMAP } else { 0 };
+    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    let attributes: [u64; 4] = [set, 0, libc::MS_SLAVE, namespace];
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let fd = tree.as_fd().as_raw_fd();
     // SAFETY: the structure has the layout and size that the call is told, and outlives it.
     let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            fd,
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            attributes.as_ptr(),
-            std::mem::size_of_val(&attributes),
-        )
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, attributes.as_ptr(), size_of_val(&attributes))
     };
     Errno::result(done).map(drop)
 }

@@ -17,7 +17,7 @@ use crate::sys;
 /// Longest line. Arguments and environment of a payload have to fit.
 pub const MAX_LINE: usize = 256 * 1024;
 /// Most descriptors that one side keeps for the other.
-const MAX_FDS: usize = 8;
+const MAX_FDS: usize = 32;
 
 /// What went wrong between two of the agent's processes.
 #[derive(Debug, thiserror::Error)]
@@ -158,6 +158,13 @@ impl Channel {
         }
         self.buffer.extend_from_slice(bytes.get(..count).unwrap_or_default());
         Ok(())
+    }
+
+    /// Lets go of the socket in a forked process: the other side sees the end of the one that it talks to, not of its children.
+    pub fn close(&mut self) {
+        if let Ok((other, _)) = UnixStream::pair() {
+            *self = Self::new(other);
+        }
     }
 
     /// The next descriptor that came along.

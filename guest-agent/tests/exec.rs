@@ -37,7 +37,7 @@ fn true_runs_after_the_acknowledgement_and_its_record_says_who() {
     assert_eq!(start.isolation["R-ISO-9"].state, RuleState::Enforced);
     assert_eq!(start.isolation["R-ISO-11"].state, RuleState::Off);
     wait_for("the record of the end", || host.ends() == [Exit::Code(0)]);
-    wait_for("the scratch folder's end", || fs::read_dir(world.path("scratch")).unwrap().next().is_none());
+    wait_for("the scratch folder's end", || !world.path("scratch").join(start.uid.to_string()).exists());
     // It sent no packet: its block is free at once.
     wait_for("the lease's return", || world.status().leases.0 == 0);
     assert_eq!(world.status().leases, (0, 0, 44));
@@ -127,7 +127,7 @@ fn a_killed_agent_takes_its_payloads_along_and_its_successor_says_so() {
     wait_for("the record", || host.ends() == [Exit::Lost]);
     assert!(world.exec("bob", &["true"]).status().unwrap().success());
     let (_, resting, _) = world.status().leases;
-    assert_eq!(resting, 1, "what a dead agent held rests");
+    assert!(resting >= 1, "what a dead agent held rests");
 }
 
 /// Whether a process with this argument exists anywhere on the machine.
@@ -159,7 +159,7 @@ fn two_users_at_once_leave_by_their_own_ports() {
         assert!(ports(start).contains(from.port()), "{user} came from {from}, not from {}", ports(start));
     }
     let status = world.status();
-    assert_eq!((status.payloads.len(), status.leases.0), (2, 2));
+    assert_eq!((status.payloads.len(), status.leases.0), (2, 2), "prepared sandboxes hold no payload's lease");
     assert!(!ports(&host.starts()[0]).contains(ports(&host.starts()[1]).first));
     for payload in &mut payloads {
         kill(pid(payload), Signal::SIGTERM).unwrap();
@@ -215,7 +215,7 @@ fn work_lies_on_the_vms_disk_and_is_private() {
     let _host = world.host();
     let mut payload = world.exec("alice", &["sh", "-c", "echo marker > $HOME/file; exec sleep 816"]).spawn().unwrap();
     wait_for("the payload", || running("816"));
-    let scratch = fs::read_dir(world.path("scratch")).unwrap().next().unwrap().unwrap().path();
+    let scratch = world.path("scratch").join(world.status().payloads[0].uid.to_string());
     assert_eq!(fs::read_to_string(scratch.join("work/file")).unwrap(), "marker\n");
     let output = world.exec("bob", &["sh", "-c", "ls -A /work /tmp /var/tmp /dev/shm"]).output().unwrap();
     assert!(!text(&output).contains("file"), "{}", text(&output));

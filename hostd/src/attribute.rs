@@ -158,7 +158,7 @@ mod tests {
                 leases: vec![Lease::Ports(PortBlock { first, last: first + 1023 })],
                 isolation: BTreeMap::new(),
             },
-            end: until.map(|t| PayloadEnd { received: at(t), claimed: at(t), exit: Exit::Code(0) }),
+            end: until.map(|t| PayloadEnd { received: at(t), claimed: at(t), exit: Exit::Code(0), silent: false }),
         }
     }
 

@@ -272,7 +272,7 @@ impl Service {
     async fn payloads_lost(&mut self, domain: DomainUuid, time: Timestamp) {
         let live: Vec<Payload> = self.book.of_domain(domain).filter(|payload| payload.end.is_none()).cloned().collect();
         for mut payload in live {
-            payload.end = Some(PayloadEnd { received: time, claimed: time, exit: Exit::Lost });
+            payload.end = Some(PayloadEnd { received: time, claimed: time, exit: Exit::Lost, silent: false });
             self.book.enter(payload.clone());
             self.recorder.submit(Fact::Payload(payload), None, None).await;
         }
@@ -342,7 +342,9 @@ impl Service {
                     (facts::link_fault(&self.options.host, domain, now, what), Err(reason))
                 }
             },
-            Claim::PayloadEnd { uid, exit } => (self.payload_ends(domain, now, time, uid, exit), Ok(())),
+            Claim::PayloadEnd { uid, exit, silent } => {
+                (self.payload_ends(domain, uid, PayloadEnd { received: now, claimed: time, exit, silent }), Ok(()))
+            }
             _ => (facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()), Ok(())),
         };
         self.recorder.submit(fact, Some(position), Some(told(done, verdict))).await;
@@ -390,20 +392,13 @@ impl Service {
         Fact::Payload(payload)
     }
 
-    fn payload_ends(
-        &mut self,
-        domain: DomainUuid,
-        now: Timestamp,
-        claimed: Timestamp,
-        uid: PayloadUid,
-        exit: Exit,
-    ) -> Fact {
-        let fault = |what| facts::link_fault(&self.options.host, domain, now, what);
+    fn payload_ends(&mut self, domain: DomainUuid, uid: PayloadUid, end: PayloadEnd) -> Fact {
+        let fault = |what| facts::link_fault(&self.options.host, domain, end.received, what);
         match self.book.payload(domain, uid).cloned() {
             None => fault(format!("the end of an unknown payload {uid}")),
             Some(payload) if payload.end.is_some() => fault(format!("another end of payload {uid}, which has ended")),
             Some(mut payload) => {
-                payload.end = Some(PayloadEnd { received: now, claimed, exit });
+                payload.end = Some(end);
                 self.book.enter(payload.clone());
                 Fact::Payload(payload)
             }

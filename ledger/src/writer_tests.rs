@@ -174,7 +174,8 @@ fn segments_chain_hash_and_carry_what_they_need() {
     assert!(writer.seal(at("14:06:00")).unwrap().is_none(), "nothing new");
     let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
     let mut done = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
-    done.end = Some(PayloadEnd { received: at("14:07:00"), claimed: at("14:07:00"), exit: Exit::Code(-1) });
+    done.end =
+        Some(PayloadEnd { received: at("14:07:00"), claimed: at("14:07:00"), exit: Exit::Code(-1), silent: false });
     writer.append(&[record(at("14:07:00"), Fact::Payload(done))], &[flow(&vm, 41900, "14:06:59", Some(1))]).unwrap();
     let second = writer.seal(at("14:08:00")).unwrap().expect("a segment");
 
@@ -237,7 +238,7 @@ fn what_is_carried_of_one_guest_is_bounded_and_of_its_neighbour_untouched() {
         let clock = at("14:02:00") + Duration::from_secs(number as u64);
         let mut short = payload(&vm, 1, "mallory", "x", (5, 6), "14:02:00");
         short.claim.uid = nth_uid(number);
-        short.end = Some(PayloadEnd { received: clock, claimed: clock, exit: Exit::Code(0) });
+        short.end = Some(PayloadEnd { received: clock, claimed: clock, exit: Exit::Code(0), silent: false });
         let mut fact = record(clock, Fact::Payload(short));
         let boot = format!("e0000000-0000-4000-8000-{number:012x}").parse().unwrap();
         fact.link = Some(LinkPosition { boot, ..link(1, 1) });

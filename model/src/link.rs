@@ -73,6 +73,9 @@ pub enum Claim {
         uid: PayloadUid,
         /// How.
         exit: Exit,
+        /// It never sent a packet: its leases need no rest, there is nothing that could be confused.
+        #[serde(default)]
+        silent: bool,
     },
     /// A start was asked for and refused by the agent: nothing ran.
     PayloadRefused(PayloadRefused),

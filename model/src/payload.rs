@@ -233,6 +233,9 @@ pub struct PayloadEnd {
     pub claimed: Timestamp,
     /// How.
     pub exit: Exit,
+    /// It never sent a packet, says the agent: its leases do not rest.
+    #[serde(default)]
+    pub silent: bool,
 }
 
 /// A payload as the host keeps it: the guest's claim under the host's own stamp. Its key is (`host`, `domain`, `claim.uid`);
@@ -260,7 +263,8 @@ impl Payload {
     /// comes after is somebody else's.
     #[must_use]
     pub fn held_leases_at(&self, time: Timestamp) -> bool {
-        let until = |end: PayloadEnd| if end.exit == Exit::Lost { end.received } else { end.received + LEASE_REST };
+        let rests = |end: PayloadEnd| end.exit != Exit::Lost && !end.silent;
+        let until = |end: PayloadEnd| if rests(end) { end.received + LEASE_REST } else { end.received };
         self.received <= time && self.end.is_none_or(|end| time <= until(end))
     }
 }

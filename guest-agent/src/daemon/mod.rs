@@ -1,6 +1,8 @@
 //! `guest-agent daemon`: owns leases, networks and the link; gives every request a thread.
 
+mod berth;
 mod gate;
+mod handed;
 mod payload;
 mod state;
 
@@ -36,7 +38,7 @@ use crate::{
     link::{Link, RecordError, worker},
     network::{NetworkError, Networks},
     protocol::{REQUEST_PATIENCE, Refusal, Reply, Request},
-    sandbox::scratch,
+    sandbox::{Template, forker::Forker, scratch},
     wire::Channel,
 };
 
@@ -86,6 +88,9 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let listener = listen(&config)?;
     let state = Arc::new(prepare(config)?);
     info!(link = %state.config.link, fail_mode = state.config.fail_mode.as_str(), "guest-agent ready");
+    let stocker = Arc::clone(&state);
+    let stocking = std::thread::Builder::new().name("stock".into()).spawn(move || berth::keep_stocked(&stocker));
+    stocking.map_err(start("start a thread"))?;
     serve(&state, &listener, &signals);
     farewell(&state);
     Ok(())
@@ -130,14 +135,24 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
     scratch::clear(&config.scratch_dir).map_err(start(format!("clear {}", config.scratch_dir.display())))?;
     let root = config.state_dir.join("root");
     fs::create_dir_all(&root).map_err(start("make the sandbox root"))?;
+    let template = Template { root, expose: config.expose.clone(), resolvers: resolvers() };
+    let forker = Forker::start(template).map_err(|e| start("prepare for sandboxes")(io::Error::other(e)))?;
     let spool = worker::spool_path(&config.state_dir);
     let (link, orphans) = Link::start(config.link.clone(), &spool, boot, agent, config.spool_bytes)
         .map_err(start(format!("open the spool {}", spool.display())))?;
     for uid in orphans {
         warn!(%uid, "a payload of an earlier life of the agent is recorded as lost");
-        link.record(Claim::PayloadEnd { uid, exit: Exit::Lost })?;
+        link.record(Claim::PayloadEnd { uid, exit: Exit::Lost, silent: false })?;
     }
-    State::new(config, boot, networks, link).map_err(start("restore the leases"))
+    State::new(config, boot, networks, link, forker).map_err(start("restore the leases"))
+}
+
+/// The VM's name servers without those on its loopback, which a payload's network namespace cannot reach.
+fn resolvers() -> String {
+    let text = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].iter().find_map(|p| fs::read_to_string(p).ok());
+    let text = text.unwrap_or_default();
+    let local = |line: &&str| line.split_whitespace().nth(1).is_some_and(|a| a.starts_with("127.") || a == "::1");
+    text.lines().filter(|l| !(l.starts_with("nameserver") && local(l))).flat_map(|l| [l, "\n"]).collect()
 }
 
 fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
@@ -212,6 +227,7 @@ fn peer_name(peer: UnixCredentials) -> String {
 /// Kills what runs and gives the threads time to record the ends.
 fn farewell(state: &Shared) {
     info!("ending; payloads are killed");
+    state.pool.close(state);
     let until = Instant::now() + FAREWELL;
     while state.kill_all() > 0 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));

@@ -1,41 +1,31 @@
 //! One request from its first line to the end of its payload: validate → lease → network → sandbox → record → acknowledged →
 //! run → end. Every step has a guard that undoes it, in the opposite order, however the request ends.
 
-use std::{
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    time::Instant,
-};
+use std::{os::fd::AsFd, time::Instant};
 
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::Signal,
-        socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixCredentials, getsockname},
-        stat::{SFlag, fstat},
-    },
+    sys::{signal::Signal, socket::UnixCredentials},
 };
 use tracing::{info, warn};
-use vestigo_model::{
-    Clock, Executable, Exit, Holder, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock, Trust, link::Claim,
-};
+use vestigo_model::{Clock, Exit, Holder, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock, Trust, link::Claim};
 
 use super::{
+    berth::{self, Berth},
+    handed::Descriptors,
     peer_name, refuse,
     state::{Shared, State},
 };
 use crate::{
     config::FailMode,
-    lease::Slot,
     link::{Receipt, session::Verdict},
-    network::{Namespace, Plan, settle},
     protocol::{ExecRequest, Message, Refusal, Reply},
     sandbox::{
-        self, Sandbox,
+        self, Extra, Programs,
         executable::SEARCH,
         manifest::{Facts, manifest},
-        scratch::Scratch,
     },
+    shape::Shape,
     status::LivePayload,
     wire::Channel,
 };
@@ -62,109 +52,73 @@ pub(super) fn run(state: &Shared, client: &mut Channel, peer: UnixCredentials, r
     }
 }
 
-/// The lease and all that hangs on it.
-struct Leased<'a> {
+/// A payload in the list of those that live, until this is dropped.
+struct Listed<'a> {
     state: &'a State,
-    slot: Slot,
-    plan: Plan,
-    /// Kept until the interface is removed: without it the kernel takes both away when the last process dies, and
-    /// whether a packet was ever sent is lost.
-    namespace: Option<Namespace>,
     uid: PayloadUid,
 }
 
-impl<'a> Leased<'a> {
-    fn new(state: &'a State, live: impl FnOnce(Lease) -> LivePayload) -> Result<Self, Refusal> {
-        let slot = state.allocate().map_err(|e| Refusal::system(e.to_string()))?;
-        let plan = state.plan(slot);
-        let live = live(Lease::Ports(plan.ports));
-        let uid = live.uid;
-        state.enter(live);
-        Ok(Self { state, slot, plan, namespace: None, uid })
-    }
-
-    fn network(&mut self) -> Result<(), Refusal> {
-        let namespace = self.state.networks().add(&self.plan);
-        self.namespace =
-            Some(namespace.map_err(|e| Refusal::system(format!("the payload's network could not be made: {e}")))?);
-        Ok(())
-    }
-}
-
-impl Drop for Leased<'_> {
+impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        let used = self.namespace.is_some() && self.state.networks().remove(&self.plan);
-        self.state.release(self.slot, used);
         self.state.leave(self.uid);
     }
 }
 
-/// A payload that runs. Fields are dropped in this order: first the processes, then their files, then their network.
+/// A payload that runs.
 struct Started<'a> {
-    sandbox: Sandbox,
-    _scratch: Scratch,
-    leased: Leased<'a>,
-    uid: PayloadUid,
+    berth: Berth,
+    listed: Listed<'a>,
 }
 
 impl<'a> Started<'a> {
     fn new(
-        state: &'a State,
+        state: &'a Shared,
         client: &mut Channel,
         peer: UnixCredentials,
         uid: PayloadUid,
         request: ExecRequest,
     ) -> Result<Self, Refusal> {
-        let fds = Descriptors::take(client, peer, &request)?;
+        request.shape.check()?;
+        let fds = Descriptors::take(client, peer, &request.shape)?;
         let pilot = check(&request, peer)?;
         await_host(state)?;
-        let mut leased = Leased::new(state, |lease| live(uid, &request, &pilot, lease, peer))?;
-        leased.network()?;
-        let outside = state.config.uid_base + u32::from(leased.slot.0);
-        let scratch = Scratch::create(&state.config.scratch_dir, &uid.to_string(), outside).map_err(|e| {
-            Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
-        })?;
-        let plan = sandbox_plan(state, &request, uid, outside, &scratch, &fds);
-        let mut all: Vec<_> = leased.namespace.iter().map(Namespace::fd).collect();
-        all.extend(fds.all().map(AsFd::as_fd));
-        let (mut sandbox, executable) = Sandbox::build(&plan, &all)?;
+        let mut berth = moor(state, &request.shape, &fds)?;
+        berth.name(uid)?;
+        let listed = Listed { state, uid };
+        state.enter(live(uid, &request, &pilot, berth.leases(), peer), berth.sandbox.killer());
+        let programs = berth.sandbox.load(to_run(&request, uid), &fds.stdio.each_ref().map(AsFd::as_fd))?;
         // Nothing but the payload keeps the pilot's pipes open.
-        let facts = Facts { own_work: plan.work_owner.is_some(), exposed: !plan.expose.is_empty() };
         drop(fds);
-        if let Some(namespace) = &mut leased.namespace {
-            settle(|| namespace.carries() && state.networks().carries(&leased.plan));
-        }
-        state.arm(uid, sandbox.killer());
-        let claim = claim(uid, request, pilot, executable, &leased.plan, facts);
+        let facts = Facts { own_work: request.shape.work, exposed: !state.config.expose.is_empty() };
+        let claim = claim(uid, request, pilot, programs, berth.leases(), facts);
         let acknowledged = record(state, client, claim)?;
-        if let Err(refusal) = sandbox.go() {
-            end(state, uid, Exit::NotStarted);
+        if let Err(refusal) = berth.sandbox.go() {
+            end(state, uid, Exit::NotStarted, true);
             return Err(refusal);
         }
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
-        let leases = vec![Lease::Ports(leased.plan.ports)];
         // A client that is gone is noticed in a moment.
-        let _ = client.send(&Reply::Started { uid, leases, acknowledged }, &[]);
-        Ok(Self { sandbox, _scratch: scratch, leased, uid })
+        let _ = client.send(&Reply::Started { uid, leases: berth.leases(), acknowledged }, &[]);
+        Ok(Self { berth, listed })
     }
 
     /// Passes signals on until it ends, or its client goes away.
     fn attend(mut self, client: &mut Channel) -> Exit {
         let exit = loop {
             match self.wait(client) {
-                Event::Ended => break self.sandbox.ended(),
+                Event::Ended => break self.berth.sandbox.ended(),
                 Event::ClientGone => break None,
-                Event::Signal(number) => self.sandbox.signal(number),
+                Event::Signal(number) => self.berth.sandbox.signal(number),
             }
         };
-        let finished = self.sandbox.finish();
+        let finished = self.berth.sandbox.finish();
         // Its exit may have been on the way while the client left.
-        let exit = exit.or_else(|| self.sandbox.ended()).unwrap_or(Exit::Signal(Signal::SIGKILL as i32));
+        let exit = exit.or_else(|| self.berth.sandbox.ended()).unwrap_or(Exit::Signal(Signal::SIGKILL as i32));
         if let Err(error) = finished {
-            warn!(uid = %self.uid, %error, "the end of a sandbox could not be seen");
+            warn!(uid = %self.listed.uid, %error, "the end of a sandbox could not be seen");
         }
-        end(self.leased.state, self.uid, exit);
-        let _ = client.send(&Reply::Ended { uid: self.uid, exit }, &[]);
+        end(self.listed.state, self.listed.uid, exit, self.berth.silent());
+        let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit }, &[]);
         exit
     }
 
@@ -172,7 +126,8 @@ impl<'a> Started<'a> {
         loop {
             if !client.has_message() {
                 let wanted = PollFlags::POLLIN;
-                let mut fds = [PollFd::new(self.sandbox.talk().as_fd(), wanted), PollFd::new(client.as_fd(), wanted)];
+                let mut fds =
+                    [PollFd::new(self.berth.sandbox.talk().as_fd(), wanted), PollFd::new(client.as_fd(), wanted)];
                 let _ = poll(&mut fds, PollTimeout::NONE);
                 let [talk, _] = fds;
                 if talk.any().unwrap_or(false) {
@@ -192,79 +147,6 @@ enum Event {
     Ended,
     ClientGone,
     Signal(i32),
-}
-
-/// What the client handed over.
-struct Descriptors {
-    stdio: [OwnedFd; 3],
-    work: Option<(OwnedFd, (u32, u32))>,
-}
-
-impl Descriptors {
-    fn take(client: &mut Channel, peer: UnixCredentials, request: &ExecRequest) -> Result<Self, Refusal> {
-        let missing = || {
-            Refusal::caller("standard input, output and error did not come with the request; use `guest-agent exec`")
-        };
-        let mut next = || client.take_fd().ok_or_else(missing);
-        let stdio = [next()?, next()?, next()?];
-        for (fd, name) in stdio.iter().zip(["input", "output", "error"]) {
-            check_stdio(fd, name)?;
-        }
-        let work = if request.work { Some(check_work(next()?, peer)?) } else { None };
-        Ok(Self { stdio, work })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.stdio.iter().chain(self.work.as_ref().map(|(fd, _)| fd))
-    }
-}
-
-/// A directory descriptor would be a way out of the sandbox, a raw disk worse. A socket of the VM's own network would send
-/// with ports that are nobody's.
-fn check_stdio(fd: &OwnedFd, name: &str) -> Result<(), Refusal> {
-    let refuse =
-        |what: &str| Refusal::caller(format!("standard {name} is {what}; redirect it to a file, a pipe or /dev/null"));
-    let about = fstat(fd).map_err(|e| refuse(&format!("unusable ({e})")))?;
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| refuse(&format!("unusable ({e})")))?;
-    let kind = SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT;
-    if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) {
-        return Err(refuse("only a path"));
-    }
-    match kind {
-        SFlag::S_IFDIR => Err(refuse("a directory")),
-        SFlag::S_IFBLK => Err(refuse("a block device")),
-        SFlag::S_IFSOCK if family(fd) != Some(AddressFamily::Unix) => {
-            Err(refuse("a network socket, which would leave the VM outside of the payload's ports"))
-        }
-        SFlag::S_IFSOCK | SFlag::S_IFREG | SFlag::S_IFIFO | SFlag::S_IFCHR => Ok(()),
-        // io_uring, eBPF, pidfd … have no kind at all.
-        _ => Err(refuse("no file, pipe, terminal or Unix socket")),
-    }
-}
-
-fn family(socket: &OwnedFd) -> Option<AddressFamily> {
-    getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?.family()
-}
-
-/// The caller must own the directory: the payload's files in it will be the caller's.
-fn check_work(fd: OwnedFd, peer: UnixCredentials) -> Result<(OwnedFd, (u32, u32)), Refusal> {
-    let about = fstat(&fd).map_err(|e| Refusal::caller(format!("the work directory is unusable: {e}")))?;
-    if SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
-        return Err(Refusal::caller("the work directory is not a directory"));
-    }
-    if peer.uid() == 0 {
-        return Err(Refusal::policy(
-            "--work would let a payload make root's files; call as an ordinary user, or leave --work out",
-        ));
-    }
-    if about.st_uid != peer.uid() {
-        return Err(Refusal::policy(format!(
-            "the work directory belongs to uid {}, not to the caller (uid {}); give one of your own",
-            about.st_uid,
-            peer.uid()
-        )));
-    }
-    Ok((fd, (peer.uid(), peer.gid())))
 }
 
 /// What can be judged before anything is made.
@@ -309,28 +191,43 @@ fn unacknowledged(state: &State) -> Refusal {
     ))
 }
 
-fn live(uid: PayloadUid, request: &ExecRequest, pilot: &PilotId, lease: Lease, peer: UnixCredentials) -> LivePayload {
+fn live(
+    uid: PayloadUid,
+    request: &ExecRequest,
+    pilot: &PilotId,
+    leases: Vec<Lease>,
+    peer: UnixCredentials,
+) -> LivePayload {
     LivePayload {
         uid,
         payload: request.payload.clone(),
         pilot: pilot.clone(),
         user: request.user.clone(),
         vo: request.vo.clone(),
-        leases: vec![lease],
+        leases,
         since: SystemClock.now(),
         caller_uid: peer.uid(),
         caller_pid: peer.pid(),
     }
 }
 
-fn sandbox_plan(
-    state: &State,
-    request: &ExecRequest,
-    uid: PayloadUid,
-    outside: u32,
-    scratch: &Scratch,
-    fds: &Descriptors,
-) -> sandbox::Plan {
+/// A prepared berth, or one made to the shape.
+fn moor(state: &Shared, shape: &Shape, fds: &Descriptors) -> Result<Berth, Refusal> {
+    if shape.is_usual() {
+        return berth::usual(state);
+    }
+    let extras = shape.binds.iter().map(|bind| Extra::Tree(bind.target.clone()));
+    let extras = extras.chain(shape.tmpfs.iter().cloned().map(Extra::Tmpfs));
+    let plan = sandbox::Plan {
+        extras: extras.collect(),
+        foreign: shape.rootfs,
+        nested: shape.nested,
+        hostname: shape.hostname.clone().unwrap_or_else(|| sandbox::HOSTNAME.to_owned()),
+    };
+    berth::special(state, &plan, &|outside, private| fds.mounts(&state.forker, outside, private))
+}
+
+fn to_run(request: &ExecRequest, uid: PayloadUid) -> sandbox::Run {
     let own = [
         ("PATH", SEARCH.to_owned()),
         ("HOME", sandbox::HOME.to_owned()),
@@ -342,15 +239,10 @@ fn sandbox_plan(
     ];
     let given = |key: &str| request.env.iter().any(|(k, _)| k == key);
     let own = own.into_iter().filter(|(key, _)| !given(key)).map(|(key, value)| (key.to_owned(), value));
-    sandbox::Plan {
-        root: state.config.state_dir.join("root"),
-        scratch: scratch.path().to_owned(),
-        outside,
-        work_owner: fds.work.as_ref().map(|(_, owner)| *owner),
+    sandbox::Run {
         command: request.command.clone(),
         env: own.chain(request.env.iter().cloned()).collect(),
-        expose: state.config.expose.clone(),
-        hostname: "payload".into(),
+        directory: request.shape.directory.clone().unwrap_or_else(|| sandbox::HOME.into()),
     }
 }
 
@@ -358,8 +250,8 @@ fn claim(
     uid: PayloadUid,
     request: ExecRequest,
     pilot: PilotId,
-    executable: Executable,
-    plan: &Plan,
+    Programs { executable, interpreter }: Programs,
+    leases: Vec<Lease>,
     facts: Facts,
 ) -> PayloadClaim {
     PayloadClaim {
@@ -374,9 +266,9 @@ fn claim(
         token: None,
         access: None,
         executable: Some(executable),
-        interpreter: None,
+        interpreter,
         command: cut(request.command),
-        leases: vec![Lease::Ports(plan.ports)],
+        leases,
         isolation: manifest(facts),
     }
 }
@@ -412,7 +304,7 @@ fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Result<bool, 
             Err(error) => {
                 // If only the spool failed, the session has the start all the same: say that nothing ran.
                 if said || matches!(error, crate::link::RecordError::Spool(_)) {
-                    end(state, uid, Exit::NotStarted);
+                    end(state, uid, Exit::NotStarted, true);
                 }
                 return Err(Refusal::system(format!(
                     "the payload cannot be recorded: {error}; payload not started; check that hostd runs on the hypervisor"
@@ -428,7 +320,7 @@ fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Result<bool, 
             // The same words again, so that the host gives its own again.
             Answer::Verdict(Verdict::Unclear) if Instant::now() < deadline => {}
             Answer::ClientGone => {
-                end(state, uid, Exit::NotStarted);
+                end(state, uid, Exit::NotStarted, true);
                 return Err(Refusal::caller("the caller went away before the payload started"));
             }
             Answer::None | Answer::Verdict(Verdict::Unclear) if state.config.fail_mode == FailMode::Open => {
@@ -436,7 +328,7 @@ fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Result<bool, 
                 return Ok(false);
             }
             Answer::None | Answer::Verdict(Verdict::Unclear) => {
-                end(state, uid, Exit::NotStarted);
+                end(state, uid, Exit::NotStarted, true);
                 return Err(unacknowledged(state));
             }
         }
@@ -468,8 +360,8 @@ fn verdict(state: &State, client: &Channel, receipt: &Receipt, deadline: Instant
     }
 }
 
-fn end(state: &State, uid: PayloadUid, exit: Exit) {
-    if let Err(error) = state.link.record(Claim::PayloadEnd { uid, exit }) {
+fn end(state: &State, uid: PayloadUid, exit: Exit, silent: bool) {
+    if let Err(error) = state.link.record(Claim::PayloadEnd { uid, exit, silent }) {
         warn!(%uid, %error, "the end of a payload could not be recorded");
     }
 }

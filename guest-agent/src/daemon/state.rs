@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use vestigo_model::{BootId, PayloadUid};
 
+use super::berth::Pool;
 use crate::{
     config::Config,
     lease::{Blocks, Exhausted, Leases, Slot, Snapshot},
     link::Link,
     network::{Networks, Plan},
-    sandbox::Killer,
+    sandbox::{Killer, forker::Forker},
     status::{LivePayload, Status},
 };
 
@@ -37,7 +38,11 @@ pub struct State {
     boot: BootId,
     leases: Mutex<Leases>,
     networks: Mutex<Networks>,
-    live: Mutex<BTreeMap<PayloadUid, (LivePayload, Option<Killer>)>>,
+    live: Mutex<BTreeMap<PayloadUid, (LivePayload, Killer)>>,
+    /// What every sandbox descends from.
+    pub forker: Forker,
+    /// Sandboxes that wait for their payload.
+    pub(super) pool: Pool,
 }
 
 /// Leases as they are kept between two lives of the agent.
@@ -61,7 +66,7 @@ impl State {
     ///
     /// # Errors
     /// The lease file is there and cannot be read.
-    pub fn new(config: Config, boot: BootId, networks: Networks, link: Link) -> io::Result<Self> {
+    pub fn new(config: Config, boot: BootId, networks: Networks, link: Link, forker: Forker) -> io::Result<Self> {
         let blocks = config.blocks().ok_or_else(|| io::Error::other("no port block"))?;
         let mut leases = Leases::new(blocks, Duration::from_secs(config.rest.into()));
         match fs::read(config.state_dir.join("leases.json")) {
@@ -74,7 +79,7 @@ impl State {
             Err(error) => return Err(error),
         }
         let (leases, networks, live) = (Mutex::new(leases), Mutex::new(networks), Mutex::default());
-        Ok(Self { config, link, blocks, boot, leases, networks, live })
+        Ok(Self { config, link, blocks, boot, leases, networks, live, forker, pool: Pool::default() })
     }
 
     fn keep(&self, leases: &Leases) -> io::Result<()> {
@@ -118,16 +123,17 @@ impl State {
         Plan::new(self.config.inner_network.base, slot, self.blocks.ports(slot))
     }
 
-    /// A request has got its lease.
-    pub fn enter(&self, payload: LivePayload) {
-        lock(&self.live).insert(payload.uid, (payload, None));
+    /// Leases that a payload could be given now, besides those of prepared sandboxes.
+    #[must_use]
+    pub fn free_leases(&self) -> usize {
+        let leases = lock(&self.leases);
+        let (held, resting) = leases.counts(since_boot());
+        leases.all() - held - resting
     }
 
-    /// Its sandbox stands.
-    pub fn arm(&self, uid: PayloadUid, killer: Killer) {
-        if let Some(entry) = lock(&self.live).get_mut(&uid) {
-            entry.1 = Some(killer);
-        }
+    /// A request has got its sandbox.
+    pub fn enter(&self, payload: LivePayload, killer: Killer) {
+        lock(&self.live).insert(payload.uid, (payload, killer));
     }
 
     /// It is over.
@@ -138,7 +144,7 @@ impl State {
     /// Kills every payload; how many are still there.
     pub fn kill_all(&self) -> usize {
         let live = lock(&self.live);
-        live.values().filter_map(|(_, killer)| killer.as_ref()).for_each(Killer::kill);
+        live.values().for_each(|(_, killer)| killer.kill());
         live.len()
     }
 
@@ -149,6 +155,7 @@ impl State {
         let (held, resting) = leases.counts(since_boot());
         let all = leases.all();
         drop(leases);
+        let (ready, waiting) = self.pool.counts();
         let live = lock(&self.live);
         let payloads = live.values().map(|(p, _)| p).filter(|p| asker == 0 || p.caller_uid == asker).cloned().collect();
         Status {
@@ -156,7 +163,9 @@ impl State {
             agent: env!("CARGO_PKG_VERSION").into(),
             fail_mode: self.config.fail_mode.as_str().into(),
             link: self.link.status(),
-            leases: (held, resting, all),
+            // A lease that waits with a prepared sandbox is free to whoever asks.
+            leases: (held.saturating_sub(waiting), resting, all),
+            ready,
             payloads,
         }
     }

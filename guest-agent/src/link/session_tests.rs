@@ -15,7 +15,7 @@ fn session(saved: Option<Saved>) -> Session {
 }
 
 fn end(n: u128) -> Claim {
-    Claim::PayloadEnd { uid: PayloadUid(uuid::Uuid::from_u128(n)), exit: Exit::Code(0) }
+    Claim::PayloadEnd { uid: PayloadUid(uuid::Uuid::from_u128(n)), exit: Exit::Code(0), silent: false }
 }
 
 fn now() -> Timestamp {

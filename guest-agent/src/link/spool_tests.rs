@@ -17,7 +17,7 @@ fn session(saved: Option<Saved>) -> Session {
 }
 
 fn append(session: &mut Session, spool: &mut Spool, n: u128) {
-    let claim = Claim::PayloadEnd { uid: PayloadUid(uuid::Uuid::from_u128(n)), exit: Exit::Lost };
+    let claim = Claim::PayloadEnd { uid: PayloadUid(uuid::Uuid::from_u128(n)), exit: Exit::Lost, silent: false };
     let (_, line) = session.append(claim, Timestamp::from_nanos(1)).unwrap();
     spool.record(&line).unwrap();
 }

@@ -146,11 +146,13 @@ impl Networks {
         self.netlink.link(&plan.interface).map_or(true, |link| link.running)
     }
 
-    /// Takes a payload's network away. `true` if it ever sent a packet (or nobody can tell).
-    pub fn remove(&mut self, plan: &Plan) -> bool {
-        let facts = self.netlink.link(&plan.interface);
-        tracing::debug!(interface = plan.interface, ?facts, "removing");
-        let used = facts.map_or(true, |link| link.received > 0);
+    /// Whether nothing ever came from this payload.
+    pub fn untouched(&mut self, plan: &Plan) -> bool {
+        self.netlink.link(&plan.interface).is_ok_and(|link| link.received == 0)
+    }
+
+    /// Takes a payload's network away.
+    pub fn remove(&mut self, plan: &Plan) {
         // The interface first: what comes later from the namespace must find neither way nor map.
         if let Err(error) = self.netlink.delete(&plan.interface) {
             warn!(interface = plan.interface, %error, "a payload interface could not be removed");
@@ -158,7 +160,6 @@ impl Networks {
         if let Err(error) = nft::remove(plan) {
             warn!(interface = plan.interface, %error, "a payload's rules could not be removed");
         }
-        used
     }
 }
 
@@ -207,6 +208,11 @@ impl Namespace {
         })
         .join()
         .unwrap_or_else(|_| Err(io("make a network namespace")(io::Error::other("the thread died"))))
+    }
+
+    /// Whether nothing ever went through its loopback.
+    pub fn untouched(&mut self) -> bool {
+        self.netlink.link("lo").is_ok_and(|link| link.received == 0)
     }
 
     /// Whether packets can leave the payload's side.

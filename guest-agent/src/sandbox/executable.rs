@@ -24,6 +24,7 @@ use nix::{
 use sha2::{Digest as _, Sha256};
 use vestigo_model::{Digest, Executable};
 
+use super::Programs;
 use crate::protocol::{Refusal, code};
 
 /// Where programs without a slash in their name are looked for, and what PATH says inside.
@@ -39,10 +40,85 @@ pub(super) struct Found {
 
 /// A program, ready to run.
 pub(super) struct Program {
-    pub file: File,
-    pub executable: Executable,
-    /// Whether another program will read it (`#!`), through the same descriptor.
-    pub script: bool,
+    file: File,
+    executable: Executable,
+    /// Its first line, if another program is to read it.
+    script: Option<Script>,
+}
+
+/// What `#!` says: the interpreter, and at most one argument for it (execve(2)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Script {
+    interpreter: String,
+    argument: Option<String>,
+}
+
+/// What runs: a program, or a script and its interpreter. Both were hashed through the descriptors that are executed and read.
+pub(super) struct Loaded {
+    pub program: Program,
+    pub interpreter: Option<Program>,
+}
+
+impl Loaded {
+    /// For the record.
+    pub fn said(&self) -> Programs {
+        Programs {
+            executable: self.program.executable.clone(),
+            interpreter: self.interpreter.as_ref().map(|program| program.executable.clone()),
+        }
+    }
+
+    /// What to give to execveat(2).
+    pub fn runs(&self) -> &File {
+        &self.interpreter.as_ref().unwrap_or(&self.program).file
+    }
+
+    /// The script's descriptor, open for reading, stays for its interpreter.
+    pub fn keep_script(&self) -> nix::Result<()> {
+        match self.interpreter {
+            Some(_) => fcntl(&self.program.file, FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// The argument list: as the kernel makes it for scripts, but with the descriptor in place of the path.
+    pub fn arguments(&self, command: &[String]) -> Vec<String> {
+        let Some(script) = self.program.script.as_ref().filter(|_| self.interpreter.is_some()) else {
+            return command.to_vec();
+        };
+        let path = format!("/dev/fd/{}", self.program.file.as_fd().as_raw_fd());
+        let mut arguments = vec![script.interpreter.clone()];
+        arguments.extend(script.argument.clone());
+        arguments.push(path);
+        arguments.extend(command.iter().skip(1).cloned());
+        arguments
+    }
+}
+
+impl Program {
+    /// The interpreter that a script names, found and open.
+    pub fn interpreter(&self) -> Result<Option<Found>, Refusal> {
+        let Some(script) = &self.script else { return Ok(None) };
+        if !script.interpreter.starts_with('/') {
+            let why = format!("its first line names the interpreter {:?}; give its full path", script.interpreter);
+            return Err(refuse(code::NOT_EXECUTABLE, &self.executable.path, why));
+        }
+        open(&script.interpreter).map(Some).map_err(|refusal| {
+            let why = format!("its interpreter: {}", refusal.reason);
+            refuse(code::NOT_EXECUTABLE, &self.executable.path, why)
+        })
+    }
+
+    /// An interpreter must be a program of its own: a chain of them could not be recorded in two fields.
+    pub fn not_a_script(self, script: &str) -> Result<Self, Refusal> {
+        match self.script {
+            None => Ok(self),
+            Some(_) => {
+                let why = format!("its interpreter {} is itself a script; name a program", self.executable.path);
+                Err(refuse(code::NOT_EXECUTABLE, script, why))
+            }
+        }
+    }
 }
 
 fn refuse(code: u8, name: &str, why: impl std::fmt::Display) -> Refusal {
@@ -105,7 +181,7 @@ fn find(name: &str) -> Option<PathBuf> {
 }
 
 /// A copy that nobody can change any more, and what is in it.
-fn copy(file: &mut File) -> Result<(Digest, bool, File), String> {
+fn copy(file: &mut File) -> Result<(Digest, Option<Script>, File), String> {
     let too_large = || {
         format!(
             "larger than {} MiB, and a program that others could change runs from a copy in memory; have it installed as root's below /usr, or start it from a small script",
@@ -141,7 +217,10 @@ fn memory() -> nix::Result<File> {
     .map(File::from)
 }
 
-fn digest(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, bool)> {
+/// How much of a script's first line the kernel reads (BINPRM_BUF_SIZE).
+const FIRST_LINE: usize = 256;
+
+fn digest(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, Option<Script>)> {
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 128 * 1024];
     let mut start = Vec::new();
@@ -149,12 +228,45 @@ fn digest(from: &mut impl Read, to: &mut impl Write) -> io::Result<(Digest, bool
         let count = from.read(&mut buffer)?;
         let bytes = buffer.get(..count).unwrap_or_default();
         if count == 0 {
-            return Ok((Digest(hash.finalize().into()), start.starts_with(b"#!")));
+            return Ok((Digest(hash.finalize().into()), Script::of(&start)));
         }
-        if start.len() < 2 {
-            start.extend_from_slice(bytes.get(..2.min(count)).unwrap_or_default());
-        }
+        let room = FIRST_LINE.saturating_sub(start.len()).min(count);
+        start.extend_from_slice(bytes.get(..room).unwrap_or_default());
         hash.update(bytes);
         to.write_all(bytes)?;
+    }
+}
+
+impl Script {
+    /// Reads a first line as the kernel does. `None`: no script.
+    fn of(start: &[u8]) -> Option<Self> {
+        let line = start.strip_prefix(b"#!")?;
+        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_matches([' ', '\t']);
+        let (interpreter, argument) = line.split_once([' ', '\t']).unwrap_or((line, ""));
+        let argument = argument.trim_matches([' ', '\t']);
+        Some(Self {
+            interpreter: interpreter.to_owned(),
+            argument: (!argument.is_empty()).then(|| argument.to_owned()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_first_line_is_read_as_the_kernel_reads_it() {
+        let script = |text: &str| Script::of(text.as_bytes()).map(|s| (s.interpreter, s.argument));
+        let said =
+            |interpreter: &str, argument: Option<&str>| Some((interpreter.to_owned(), argument.map(ToOwned::to_owned)));
+        assert_eq!(script("#!/bin/sh\necho"), said("/bin/sh", None));
+        assert_eq!(script("#! /usr/bin/env  -S python3 -u \t\n"), said("/usr/bin/env", Some("-S python3 -u")));
+        assert_eq!(script("#!"), said("", None));
+        assert_eq!(script("\u{7f}ELF"), None);
+        assert_eq!(script(""), None);
     }
 }

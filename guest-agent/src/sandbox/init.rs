@@ -1,3 +1,9 @@
+//! PID 1 of a payload: makes the payload's own mounts, gives up every right, and waits. Once a payload comes it opens the
+//! program, waits for the daemon's word, runs it, reaps, passes signals on. When the first process ends it ends too, and the kernel
+//! kills the rest.
+//!
+//! It cannot be traced or read by the payload, though both have the same uid: it is not dumpable.
+
 //! PID 1 of a payload: enters the new root, gives up every right, opens the program, waits for the daemon's word, runs it,
 //! reaps, passes signals on. When the first process ends it ends too, and the kernel kills the rest.
 //!
@@ -7,16 +13,15 @@ use std::{
     convert::Infallible,
     ffi::CString,
     fs,
-    io::{Read, Write},
-    os::fd::AsFd,
-    os::unix::net::UnixStream,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal, kill},
@@ -24,86 +29,149 @@ use nix::{
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{
-        Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execveat, pipe2, setgroups, setresgid, setresuid, setsid,
+        Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execveat, pipe2, setgroups, sethostname, setresgid,
+        setresuid, setsid,
     },
 };
 use vestigo_model::Exit;
 
 use super::{
-    INSIDE, Order, Plan, Report,
-    executable::{self, Program},
-    mounts,
-    stage::{Fds, StageError, report_failure, step},
+    INSIDE, Order, Plan, Report, Run,
+    executable::{self, Found, Loaded, Program},
+    failure::{StepError, step},
+    mounts::{self, Extra},
 };
 use crate::{
     protocol::{Refusal, code},
     sys,
-    wire::Channel,
+    wire::{Channel, WireError},
 };
 
 /// Never returns; what it has to say goes through the channel.
-pub(super) fn run(plan: &Plan, fds: &mut Fds, parent: UnixStream) -> ! {
-    if let Err(error) = confine(plan, parent) {
-        report_failure(&mut fds.talk, &error);
-        sys::exit_now(1)
-    }
-    let status = match serve(plan, fds) {
+pub(super) fn run(talk: Channel, network: OwnedFd) -> ! {
+    let mut talk = talk;
+    let status = match live(&mut talk, network) {
         Ok(()) => 0,
         Err(Refusal { code, reason }) => {
-            let _ = fds.talk.send(&Report::Failed { code, reason }, &[]);
+            let _ = talk.send(&Report::Failed { code, reason }, &[]);
             1
         }
     };
     sys::exit_now(status)
 }
 
-/// Into the new root, and out of every right.
-fn confine(plan: &Plan, mut parent: UnixStream) -> Result<(), StageError> {
-    mounts::enter(&plan.root)?;
+fn live(talk: &mut Channel, network: OwnedFd) -> Result<(), Refusal> {
+    let failed =
+        |error: StepError| Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") };
+    // With the forker's end, which is the daemon's, everything here ends.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the forker")).map_err(failed)?;
+    sys::default_signals().map_err(step("reset signals")).map_err(failed)?;
+    let Ok(plan) = talk.receive::<Plan>() else { return Ok(()) };
+    prepare(&plan, talk, &network).map_err(failed)?;
+    drop(network);
+    confine(&plan, talk).map_err(failed)?;
+    if talk.send(&Report::Prepared, &[]).is_err() {
+        return Ok(());
+    }
+    // The daemon went away, or has no use for this one.
+    let Ok(Order::Run(run)) = talk.receive() else { return Ok(()) };
+    let Some(stdio) = stdio(talk) else { return Ok(()) };
+    serve(&plan, &run, talk, stdio)
+}
+
+fn stdio(talk: &mut Channel) -> Option<Vec<OwnedFd>> {
+    // Standard input, output, error, and what else the payload is to find at 3 and above.
+    let fds: Vec<OwnedFd> = std::iter::from_fn(|| talk.take_fd()).collect();
+    (fds.len() >= 3).then_some(fds)
+}
+
+/// Everything that needs the VM's root.
+fn prepare(plan: &Plan, talk: &mut Channel, network: &OwnedFd) -> Result<(), StepError> {
+    setns(network, CloneFlags::CLONE_NEWNET).map_err(step("enter the network namespace"))?;
+    // Only now that it stands in its own cgroups, so that these are the roots of what it sees.
+    unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make a cgroup namespace"))?;
+    sethostname(&plan.hostname).map_err(step("name the host"))?;
+    sys::new_session_keyring().map_err(step("leave the session keyring"))?;
+    let mut next = || talk.take_fd().ok_or_else(|| step("take the mounts")(io::Error::other("too few came")));
+    let private = [next()?, next()?, next()?];
+    let mut extras = Vec::new();
+    for extra in &plan.extras {
+        let tree = if matches!(extra, Extra::Tree(_)) { Some(next()?) } else { None };
+        extras.push((extra.clone(), tree));
+    }
+    let foreign = if plan.foreign { Some(next()?) } else { None };
+    mounts::dress(&private, extras, foreign)
+}
+
+/// Out of every right.
+fn confine(plan: &Plan, talk: &mut Channel) -> Result<(), StepError> {
     setgroups(&[]).map_err(step("drop groups"))?;
     unshare(CloneFlags::CLONE_NEWUSER).map_err(step("make a user namespace"))?;
-    let mut byte = [0];
-    parent.write_all(&byte).map_err(step("ask for id maps"))?;
-    parent.read_exact(&mut byte).map_err(step("wait for id maps"))?;
+    let lost = |error: WireError| step("wait for id maps")(io::Error::other(error));
+    talk.send(&Report::Unmapped, &[]).map_err(lost)?;
+    let Order::Mapped = talk.receive().map_err(lost)? else {
+        return Err(step("wait for id maps")(io::Error::other("another order came")));
+    };
     let (user, group) = (Uid::from_raw(INSIDE), Gid::from_raw(INSIDE));
     setresgid(group, group, group).map_err(step("become the payload's group"))?;
     setresuid(user, user, user).map_err(step("become the payload's user"))?;
-    // Nested user namespaces may be of use to a payload, network namespaces of its own making only to an attack.
-    fs::write("/proc/sys/user/max_net_namespaces", "0").map_err(step("forbid nested network namespaces"))?;
+    // Nested user namespaces can be of use to a payload and are opened by a flag; network namespaces of its own making only
+    // to an attack.
+    limit_namespaces("net", "0")?;
+    limit_namespaces("user", if plan.nested { "16" } else { "0" })?;
     sys::drop_capabilities().map_err(step("drop capabilities"))?;
     prctl::set_no_new_privs().map_err(step("renounce new privileges"))?;
     prctl::set_dumpable(false).map_err(step("close to tracing"))?;
     // After the change of ids, which clears it.
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the stage"))
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the forker"))
 }
 
-fn serve(plan: &Plan, fds: &mut Fds) -> Result<(), Refusal> {
+fn limit_namespaces(kind: &str, most: &str) -> Result<(), StepError> {
+    fs::write(format!("/proc/sys/user/max_{kind}_namespaces"), most).map_err(step("limit nested namespaces"))
+}
+
+fn serve(plan: &Plan, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
     let agent =
         |what: &'static str| move |error: Errno| Refusal { code: code::AGENT, reason: format!("{what}: {error}") };
-    let name = plan.command.first().ok_or_else(|| Refusal::caller("no command is given"))?;
-    let found = executable::open(name)?;
-    if fds.talk.send(&Report::Found, &[found.file.as_fd()]).is_err() {
-        return Ok(());
-    }
-    let Ok(Order::Settle { fixed }) = fds.talk.receive() else { return Ok(()) };
-    let program = found.settle(fixed)?;
+    chdir(run.directory.as_path())
+        .map_err(|e| Refusal::caller(format!("{} cannot be entered in the sandbox: {e}", run.directory.display())))?;
+    let name = run.command.first().ok_or_else(|| Refusal::caller("no command is given"))?;
+    let Some(program) = settle(executable::open(name)?, talk)? else { return Ok(()) };
+    let interpreter = match program.interpreter()? {
+        Some(found) => {
+            let Some(interpreter) = settle(found, talk)? else { return Ok(()) };
+            Some(interpreter.not_a_script(name)?)
+        }
+        None => None,
+    };
     let signals = watch_signals().map_err(agent("watch signals"))?;
-    if fds.talk.send(&Report::Ready(program.executable.clone()), &[]).is_err() {
+    let programs = Loaded { program, interpreter };
+    if talk.send(&Report::Ready(programs.said()), &[]).is_err() {
         return Ok(());
     }
     // The daemon went away, or decided against it.
-    let Ok(Order::Go) = fds.talk.receive() else { return Ok(()) };
-    let (payload, mut failure) = spawn(plan, fds, &program).map_err(agent("start the payload"))?;
-    drop(program);
+    let Ok(Order::Go) = talk.receive() else { return Ok(()) };
+    let (payload, mut failure) = spawn(plan, run, &fds, &programs).map_err(agent("start the payload"))?;
+    // Nothing but the payload keeps the pilot's pipes open.
+    drop((programs, fds));
     let mut errno = [0; 4];
     if failure.read_exact(&mut errno).is_ok() {
         return Err(exec_failed(name, Errno::from_raw(i32::from_ne_bytes(errno))));
     }
-    let _ = fds.talk.send(&Report::Started, &[]);
-    if let Some(exit) = watch(payload, &mut fds.talk, &signals) {
-        let _ = fds.talk.send(&Report::Ended(exit), &[]);
+    let _ = talk.send(&Report::Started, &[]);
+    if let Some(exit) = watch(payload, talk, &signals) {
+        let _ = talk.send(&Report::Ended(exit), &[]);
     }
     Ok(())
+}
+
+/// Whether nobody can change a program where it lies can be seen only from outside; then it is hashed. `None`: the daemon is gone.
+fn settle(found: Found, talk: &mut Channel) -> Result<Option<Program>, Refusal> {
+    if talk.send(&Report::Found, &[found.file.as_fd()]).is_err() {
+        return Ok(None);
+    }
+    let Ok(Order::Settle { fixed }) = talk.receive() else { return Ok(None) };
+    found.settle(fixed).map(Some)
 }
 
 fn exec_failed(name: &str, errno: Errno) -> Refusal {
@@ -124,36 +192,45 @@ fn watch_signals() -> nix::Result<SignalFd> {
 }
 
 /// Forks the payload. The pipe gives an errno if exec fails and ends empty if it succeeds.
-fn spawn(plan: &Plan, fds: &Fds, program: &Program) -> nix::Result<(Pid, fs::File)> {
+fn spawn(plan: &Plan, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
     let (failure, fail) = pipe2(OFlag::O_CLOEXEC)?;
     if let Some(payload) = sys::fork_single_threaded()? {
         drop(fail);
         return Ok((payload, failure.into()));
     }
-    let Err(errno) = become_payload(plan, fds, program);
+    let Err(errno) = become_payload(plan, run, fds, programs);
     let mut fail = fs::File::from(fail);
     let _ = fail.write_all(&(errno as i32).to_ne_bytes());
     sys::exit_now(127)
 }
 
-fn become_payload(plan: &Plan, fds: &Fds, program: &Program) -> nix::Result<Infallible> {
+fn become_payload(plan: &Plan, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
     setsid()?;
-    let [input, output, error] = &fds.stdio;
-    dup2_stdin(input)?;
-    dup2_stdout(output)?;
-    dup2_stderr(error)?;
+    let arguments = programs.arguments(&run.command);
+    let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
+    let arguments = arguments.iter().map(text).collect::<nix::Result<Vec<_>>>()?;
+    let pairs = run.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
+    let environment = pairs.collect::<nix::Result<Vec<_>>>()?;
+    let _ = plan;
     sys::close_on_exec_from(3)?;
-    if program.script {
-        // The interpreter reads /dev/fd/N: this one descriptor, open for reading, stays.
-        fcntl(&program.file, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    }
+    programs.keep_script()?;
+    place_descriptors(fds)?;
     sys::default_signals()?;
     SigSet::empty().thread_set_mask()?;
-    let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
-    let arguments = plan.command.iter().map(text).collect::<nix::Result<Vec<_>>>()?;
-    let pairs = plan.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
-    let environment = pairs.collect::<nix::Result<Vec<_>>>()?;
-    execveat(&program.file, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
+    execveat(programs.runs(), c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
+}
+
+/// Standard input, output, error to 0, 1, 2; what else came with them keeps its number and stays open.
+fn place_descriptors(fds: &[OwnedFd]) -> nix::Result<()> {
+    if let [input, output, error, more @ ..] = fds {
+        dup2_stdin(input)?;
+        dup2_stdout(output)?;
+        dup2_stderr(error)?;
+        for fd in more {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reaps everything until the first process ends. `None` when the daemon went away.
@@ -173,7 +250,7 @@ fn watch(payload: Pid, talk: &mut Channel, signals: &SignalFd) -> Option<Exit> {
         }
         match talk.receive() {
             Ok(Order::Signal(signal)) => pass_on(payload, signal.number),
-            Ok(Order::Go | Order::Settle { .. }) => {}
+            Ok(_) => {}
             Err(_) => return None,
         }
     }

@@ -1,21 +1,33 @@
 //! The file tree that a payload sees: an empty root, and in it only what is named here.
+//!
+//! What all payloads share, read-only, is built once: the [`template`], in which the forker lives and which every payload's
+//! mount namespace starts as a copy of. [`dress`] adds what is one payload's own. Every mount of something that exists is made
+//! from a descriptor (`open_tree`, `move_mount`), so no path is looked up twice.
 
 use std::{
+    ffi::{CStr, CString},
     fs::{self, File},
     io,
-    os::unix::fs::{FileTypeExt, symlink},
-    path::Path,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::{FileTypeExt, symlink},
+    },
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
+    fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
     unistd::{chdir, pivot_root},
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
-    INSIDE, Plan,
-    stage::{StageError, step},
+    HOME, INSIDE,
+    failure::{StepError, step},
 };
+use crate::sys::{self, MountRules};
 
 /// Programs and libraries of the VM. A symbolic link (`/bin` on a merged system) stays one.
 const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
@@ -23,128 +35,317 @@ const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx3
 const ETC: [&str; 8] =
     ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki", "alternatives", "localtime"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-const READ_ONLY: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV);
+/// What every sandbox has of its own, and another system's root cannot bring.
+pub const OWN: [&str; 7] = ["dev", "proc", "sys", "run", "tmp", "work", "var/tmp"];
 const PRIVATE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+const SHARED: MountRules = MountRules::READ_ONLY.and(MountRules::NO_PRIVILEGE);
+/// Where a tree other than the template's is put together: an empty folder of the template.
+const SITE: &str = "/tmp";
+/// Where another system's root waits meanwhile.
+const FOREIGN: &str = "/var/tmp";
 
-type Result<T> = std::result::Result<T, StageError>;
+type Result<T> = std::result::Result<T, StepError>;
 
-/// Builds the tree on `plan.root`, as the VM's root, in a mount namespace of its own.
-pub(super) fn build(plan: &Plan) -> Result<()> {
-    // Slave, not private: what automounts in the VM later (CVMFS) still appears; nothing goes back.
-    let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    mount(None::<&str>, "/", None::<&str>, slave, None::<&str>).map_err(step("make mounts slave"))?;
-    let root = plan.root.as_path();
-    tmpfs(root, PRIVATE, "mode=755,size=4m")?;
-    for name in SYSTEM {
-        system(root, name)?;
-    }
-    for path in &plan.expose {
-        if path.is_dir() {
-            let at = root.join(path.strip_prefix("/").unwrap_or(path));
-            folder(&at)?;
-            bind_tree(path, &at)?;
-        }
-    }
-    etc(root, plan)?;
-    devices(root)?;
-    private(root, plan)?;
-    folder(&root.join("proc"))?;
-    folder(&root.join("run"))
+/// What all payloads' trees have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// An empty folder of the VM to build on.
+    pub root: PathBuf,
+    /// More folders of the VM to show, read-only.
+    pub expose: Vec<PathBuf>,
+    /// Text of `/etc/resolv.conf`.
+    pub resolvers: String,
 }
 
-/// Mounts what only PID 1 of the new namespace can, and leaves the VM's tree behind.
-pub(super) fn enter(root: &Path) -> Result<()> {
-    let flags = PRIVATE | MsFlags::MS_NOEXEC;
-    let proc = root.join("proc");
-    mount(Some("proc"), &proc, Some("proc"), flags, None::<&str>).map_err(step("mount /proc"))?;
-    remount(root, PRIVATE | MsFlags::MS_RDONLY)?;
+/// A mount that one payload asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extra {
+    /// A detached mount that rides along, with its rules set.
+    Tree(PathBuf),
+    /// An empty folder in memory.
+    Tmpfs(PathBuf),
+}
+
+/// Builds the template as the VM's root, in a mount namespace of the forker's own, and moves into it.
+pub(super) fn template(template: &Template) -> Result<()> {
+    // Slave, not private: what automounts in the VM later (CVMFS) still appears; nothing goes back.
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .map_err(step("make mounts slave"))?;
+    let root = template.root.as_path();
+    tmpfs(root, PRIVATE, "mode=755,size=4m")?;
+    for name in SYSTEM {
+        show(&Path::new("/").join(name), root, MountRules::READ_ONLY.and(MountRules::NO_PRIVILEGE))?;
+    }
+    for path in template.expose.iter().filter(|path| path.is_dir()) {
+        show(path, root, SHARED)?;
+    }
+    etc(root, &template.resolvers)?;
+    devices(root)?;
+    for name in OWN {
+        folder(&root.join(name))?;
+    }
+    move_into(root)
+}
+
+/// Adds what is the payload's own, as the VM's root, in the payload's mount namespace: the private folders (`home`, `tmp`,
+/// `vartmp`: detached mounts), fresh `/proc`, `/dev/pts` and `/dev/shm`, what it asks for, and another system's root in place of
+/// the VM's.
+pub(super) fn dress(
+    private: &[OwnedFd; 3],
+    extras: Vec<(Extra, Option<OwnedFd>)>,
+    foreign: Option<OwnedFd>,
+) -> Result<()> {
+    let other = !extras.is_empty() || foreign.is_some();
+    let root = if other {
+        other_root(foreign)?;
+        Path::new(SITE)
+    } else {
+        Path::new("/")
+    };
+    for (tree, at) in private.iter().zip([HOME, "/tmp", "/var/tmp"]) {
+        attach(tree, &below(root, Path::new(at)))?;
+    }
+    special(root)?;
+    for (extra, tree) in extras {
+        add(root, extra, tree)?;
+    }
+    if other { move_into(root) } else { Ok(()) }
+}
+
+fn special(root: &Path) -> Result<()> {
+    let pts = below(root, Path::new("/dev/pts"));
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount(Some("devpts"), &pts, Some("devpts"), quiet, Some("newinstance,ptmxmode=0666,mode=0620"))
+        .map_err(step("mount /dev/pts"))?;
+    tmpfs(&below(root, Path::new("/dev/shm")), PRIVATE, "mode=1777,size=50%")?;
+    // Not masked: a payload may make a PID namespace of its own only below a whole /proc, and what is masked elsewhere is
+    // root's alone to read.
+    let proc = below(root, Path::new("/proc"));
+    mount(Some("proc"), &proc, Some("proc"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>).map_err(step("mount /proc"))
+}
+
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Makes a mount point the root of this mount namespace, read-only.
+fn move_into(root: &Path) -> Result<()> {
+    let flags = PRIVATE | MsFlags::MS_RDONLY | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    mount(None::<&str>, root, None::<&str>, flags, None::<&str>).map_err(step("make the new root read-only"))?;
     chdir(root).map_err(step("enter the new root"))?;
     // The old root lands on top of the new one and is taken off again: no folder is needed for it.
     pivot_root(".", ".").map_err(step("pivot the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(step("leave the old root"))?;
-    chdir(super::HOME).map_err(step("enter the home folder"))
+    chdir("/").map_err(step("enter the new root"))
+}
+
+/// A root of the payload's own: the template's folders or another system's, with room for more mount points.
+fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
+    let site = Path::new(SITE);
+    tmpfs(site, PRIVATE, "mode=755,size=4m")?;
+    let source = match &foreign {
+        Some(tree) => {
+            attach(tree, Path::new(FOREIGN))?;
+            Path::new(FOREIGN)
+        }
+        None => Path::new("/"),
+    };
+    let entries = fs::read_dir(source).map_err(step("read the root's folder"))?;
+    for entry in entries {
+        let name = entry.map_err(step("read the root's folder"))?.file_name();
+        if !OWN.iter().any(|own| name == *own) && (name != "var" || foreign.is_some()) {
+            copy_entry(&source.join(&name), &site.join(&name))?;
+        }
+    }
+    folder(&site.join("dev"))?;
+    show_at(Path::new("/dev"), &site.join("dev"), None)?;
+    if foreign.is_some() {
+        // Names and resolvers are the sandbox's whatever system it shows.
+        for name in ["resolv.conf", "hosts", "passwd", "group", "nsswitch.conf"] {
+            let at = site.join("etc").join(name);
+            if fs::symlink_metadata(&at).is_ok_and(|about| about.is_file()) {
+                show_at(&Path::new("/etc").join(name), &at, None)?;
+            }
+        }
+        umount2(FOREIGN, MntFlags::MNT_DETACH).map_err(step("put the other root away"))?;
+    }
+    for name in OWN {
+        let at = site.join(name);
+        if !at.is_dir() {
+            folder(&at)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_entry(from: &Path, at: &Path) -> Result<()> {
+    let about = fs::symlink_metadata(from).map_err(step(format!("look at {}", from.display())))?;
+    if about.is_symlink() {
+        return link(from, at);
+    }
+    point(at, about.is_dir())?;
+    show_at(from, at, None)
+}
+
+fn link(from: &Path, at: &Path) -> Result<()> {
+    let target = fs::read_link(from).map_err(step(format!("read the link {}", from.display())))?;
+    symlink(target, at).map_err(step(format!("link {}", at.display())))
+}
+
+/// Mounts what a payload asked for. The place is looked up inside the new root, whatever links an image may hold.
+fn add(root: &Path, extra: Extra, tree: Option<OwnedFd>) -> Result<()> {
+    let (Extra::Tree(at) | Extra::Tmpfs(at)) = &extra;
+    let fresh = match &tree {
+        Some(tree) => tree.try_clone().map_err(step("copy a descriptor"))?,
+        None => memory()?,
+    };
+    let is_folder = File::from(fresh.try_clone().map_err(step("copy a descriptor"))?)
+        .metadata()
+        .map_err(step("look at a mount"))?
+        .is_dir();
+    let at = place(root, at, is_folder)?;
+    sys::attach_mount(&fresh, &at).map_err(step("mount what was asked for"))
+}
+
+/// An empty folder in memory, mounted nowhere yet.
+fn memory() -> Result<OwnedFd> {
+    let site = Path::new(FOREIGN);
+    tmpfs(site, PRIVATE, "mode=1777,size=50%")?;
+    let tree = sys::clone_mount(AT_FDCWD, &text(site)?, false).map_err(step("make a folder in memory"))?;
+    umount2(site, MntFlags::MNT_DETACH).map_err(step("make a folder in memory"))?;
+    Ok(tree)
+}
+
+/// Opens a place inside the new root, making it where the root is the sandbox's own.
+fn place(root: &Path, at: &Path, folder: bool) -> Result<OwnedFd> {
+    let inside = |what: &str| format!("{what} {} inside the sandbox", at.display());
+    let how = |flags| OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(step("open the new root"))?;
+    let relative = at.strip_prefix("/").unwrap_or(at);
+    let mut done = PathBuf::new();
+    let parts: Vec<_> = relative.components().collect();
+    for (number, part) in parts.iter().enumerate() {
+        let Component::Normal(name) = part else {
+            return Err(step(inside("look up"))(io::Error::from(io::ErrorKind::InvalidInput)));
+        };
+        let last = number + 1 == parts.len();
+        let parent = if done.as_os_str().is_empty() {
+            root.try_clone().map_err(step("copy a descriptor"))?
+        } else {
+            openat2(&root, &done, how(OFlag::O_PATH | OFlag::O_DIRECTORY)).map_err(step(inside("open")))?
+        };
+        done.push(name);
+        if openat2(&root, &done, how(OFlag::O_PATH)).is_err() {
+            let made = if last && !folder {
+                nix::sys::stat::mknodat(
+                    &parent,
+                    *name,
+                    nix::sys::stat::SFlag::S_IFREG,
+                    Mode::from_bits_truncate(0o644),
+                    0,
+                )
+            } else {
+                nix::sys::stat::mkdirat(&parent, *name, Mode::from_bits_truncate(0o755))
+            };
+            made.map_err(step(inside("make the mount point")))?;
+        }
+    }
+    openat2(&root, &done, how(OFlag::O_PATH)).map_err(step(inside("open")))
 }
 
 fn folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(step(format!("make {}", path.display())))
 }
 
+/// Something to mount on.
+fn point(at: &Path, is_folder: bool) -> Result<()> {
+    if is_folder {
+        return folder(at);
+    }
+    at.parent().map_or(Ok(()), folder)?;
+    File::create(at).map(drop).map_err(step(format!("make {}", at.display())))
+}
+
 fn tmpfs(at: &Path, flags: MsFlags, options: &str) -> Result<()> {
-    folder(at)?;
     mount(Some("tmpfs"), at, Some("tmpfs"), flags, Some(options)).map_err(step(format!("mount {}", at.display())))
 }
 
-/// Bind mounts take their flags only in a second step.
-fn bind(from: &Path, at: &Path, flags: MsFlags) -> Result<()> {
-    mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-        .map_err(step(format!("bind {}", from.display())))?;
-    remount(at, flags)
+fn text(path: &Path) -> Result<CString> {
+    CString::new(path.as_os_str().as_encoded_bytes()).map_err(|e| step("name a path")(io::Error::other(e)))
 }
 
-fn remount(at: &Path, flags: MsFlags) -> Result<()> {
-    let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
-    mount(None::<&str>, at, None::<&str>, flags, None::<&str>).map_err(step(format!("remount {}", at.display())))
-}
-
-/// With everything mounted below it; each mount of the tree is made read-only on its own.
-fn bind_tree(from: &Path, at: &Path) -> Result<()> {
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(from), at, None::<&str>, flags, None::<&str>).map_err(step(format!("bind {}", from.display())))?;
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(step("read the mount table"))?;
-    for line in table.lines() {
-        let Some(point) = line.split(' ').nth(4).map(unescape) else { continue };
-        if Path::new(&point).starts_with(at) {
-            remount(Path::new(&point), READ_ONLY)?;
-        }
-    }
-    Ok(())
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let pairs = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    pairs.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
-}
-
-fn system(root: &Path, name: &str) -> Result<()> {
-    let (from, at) = (Path::new("/").join(name), root.join(name));
-    let Ok(about) = fs::symlink_metadata(&from) else { return Ok(()) };
+/// Shows something of the VM at the same place below `root`, by these rules. A symbolic link stays one; what is not there is left out.
+fn show(from: &Path, root: &Path, rules: MountRules) -> Result<()> {
+    let at = below(root, from);
+    let Ok(about) = fs::symlink_metadata(from) else { return Ok(()) };
     if about.is_symlink() {
-        let target = fs::read_link(&from).map_err(step(format!("read the link {}", from.display())))?;
-        return symlink(target, &at).map_err(step(format!("link {}", at.display())));
+        return link(from, &at);
     }
-    folder(&at)?;
-    bind(&from, &at, READ_ONLY)
+    point(&at, about.is_dir())?;
+    show_at(from, &at, Some(rules))
 }
 
-fn etc(root: &Path, plan: &Plan) -> Result<()> {
+fn show_at(from: &Path, at: &Path, rules: Option<MountRules>) -> Result<()> {
+    let tree = sys::clone_mount(AT_FDCWD, &text(from)?, true).map_err(step(format!("copy {}", from.display())))?;
+    if let Some(rules) = rules {
+        sys::rule_mount(&tree, rules, true, None).map_err(step(format!("make {} read-only", from.display())))?;
+    }
+    attach(&tree, at)
+}
+
+fn attach(tree: impl AsFd, at: &Path) -> Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let place = nix::fcntl::open(at, flags, Mode::empty()).map_err(step(format!("open {}", at.display())))?;
+    sys::attach_mount(tree, place).map_err(step(format!("mount {}", at.display())))
+}
+
+/// A detached copy of the mount below a folder, for a sandbox: made where the folder is mounted, so by the daemon.
+///
+/// # Errors
+/// The step and the kernel's answer.
+pub fn detach(
+    folder: BorrowedFd<'_>,
+    rules: MountRules,
+    recursive: bool,
+    owners: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd> {
+    const HERE: &CStr = c"";
+    let tree = sys::clone_mount(folder, HERE, recursive).map_err(step("copy the mount of a folder"))?;
+    sys::rule_mount(&tree, rules, recursive, None).map_err(step("set the rules of a mount"))?;
+    if owners.is_some() {
+        // Alone: what is mounted below keeps its owners.
+        sys::rule_mount(&tree, rules, false, owners)
+            .map_err(step("map the owner of a folder (its file system may not support it)"))?;
+    }
+    Ok(tree)
+}
+
+fn etc(root: &Path, resolvers: &str) -> Result<()> {
     let etc = root.join("etc");
     folder(&etc)?;
     for name in ETC {
-        let (from, at) = (Path::new("/etc").join(name), etc.join(name));
+        // Followed: `localtime` is a link into /usr, and certificates may lie elsewhere.
+        let from = Path::new("/etc").join(name);
+        let Ok(from) = fs::canonicalize(&from) else { continue };
         let Ok(about) = fs::metadata(&from) else { continue };
-        if about.is_dir() {
-            folder(&at)?;
-        } else {
-            at.parent().map_or(Ok(()), folder)?;
-            File::create(&at).map_err(step(format!("make {}", at.display())))?;
-        }
-        bind(&from, &at, READ_ONLY | MsFlags::MS_NOEXEC)?;
+        let at = etc.join(name);
+        point(&at, about.is_dir())?;
+        show_at(&from, &at, Some(SHARED.and(MountRules::NO_EXEC)))?;
     }
-    let host = &plan.hostname;
     let files = [
         (
             "passwd",
             format!(
-                "root:x:0:0:root:/:/bin/false\npayload:x:{INSIDE}:{INSIDE}:payload:{}:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-                super::HOME
+                "root:x:0:0:root:/:/bin/false\npayload:x:{INSIDE}:{INSIDE}:payload:{HOME}:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
             ),
         ),
         ("group", format!("root:x:0:\npayload:x:{INSIDE}:\nnogroup:x:65534:\n")),
-        ("hosts", format!("127.0.0.1 localhost {host}\n")),
-        ("hostname", format!("{host}\n")),
+        ("hosts", "127.0.0.1 localhost payload\n::1 localhost\n".into()),
+        ("hostname", "payload\n".into()),
         ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".into()),
-        ("resolv.conf", resolvers()),
+        ("resolv.conf", resolvers.to_owned()),
     ];
     for (name, text) in files {
         fs::write(etc.join(name), text).map_err(step(format!("write /etc/{name}")))?;
@@ -152,16 +353,9 @@ fn etc(root: &Path, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// The VM's name servers without those on its loopback, which a payload's network namespace cannot reach.
-fn resolvers() -> String {
-    let text = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].iter().find_map(|p| fs::read_to_string(p).ok());
-    let text = text.unwrap_or_default();
-    let local = |line: &&str| line.split_whitespace().nth(1).is_some_and(|a| a.starts_with("127.") || a == "::1");
-    text.lines().filter(|l| !(l.starts_with("nameserver") && local(l))).flat_map(|l| [l, "\n"]).collect()
-}
-
 fn devices(root: &Path) -> Result<()> {
     let dev = root.join("dev");
+    folder(&dev)?;
     tmpfs(&dev, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=755,size=64k")?;
     for name in DEVICES {
         let (from, at) = (Path::new("/dev").join(name), dev.join(name));
@@ -169,32 +363,16 @@ fn devices(root: &Path) -> Result<()> {
         if !about.file_type().is_char_device() {
             return Err(step(format!("check {}", from.display()))(io::Error::other("not a character device")));
         }
-        File::create(&at).map_err(step(format!("make {}", at.display())))?;
-        bind(&from, &at, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+        point(&at, false)?;
+        show_at(&from, &at, Some(MountRules::NO_SUID.and(MountRules::NO_EXEC)))?;
     }
-    let pts = dev.join("pts");
-    folder(&pts)?;
-    let options = "newinstance,ptmxmode=0666,mode=0620";
-    mount(Some("devpts"), &pts, Some("devpts"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some(options))
-        .map_err(step("mount /dev/pts"))?;
-    tmpfs(&dev.join("shm"), PRIVATE, "mode=1777,size=50%")?;
+    folder(&dev.join("pts"))?;
+    folder(&dev.join("shm"))?;
     let links =
         [("pts/ptmx", "ptmx"), ("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")];
     for (target, name) in links {
         symlink(target, dev.join(name)).map_err(step(format!("link /dev/{name}")))?;
     }
-    remount(&dev, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY)
-}
-
-/// Home and temporary folders, on the VM's disk: what a payload leaves there is evidence until the agent removes it, and
-/// still is when the VM dies first.
-fn private(root: &Path, plan: &Plan) -> Result<()> {
-    for (inside, name) in [("work", "work"), ("tmp", "tmp"), ("var/tmp", "vartmp")] {
-        let at = root.join(inside);
-        folder(&at)?;
-        if !(inside == "work" && plan.work_owner.is_some()) {
-            bind(&plan.scratch.join(name), &at, PRIVATE)?;
-        }
-    }
-    Ok(())
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    mount(None::<&str>, &dev, None::<&str>, flags, None::<&str>).map_err(step("make /dev read-only"))
 }

@@ -1,36 +1,68 @@
-//! User namespaces: the one that a payload lives in, and the one that describes whose files its work directory shows.
+//! User namespaces: the one that a payload lives in, and the one that describes whose files a folder of the caller's shows.
 
 use std::{
     fs::File,
-    io::{Read, Write},
-    os::fd::OwnedFd,
-    os::unix::net::UnixStream,
+    io::{self, Write},
+    os::fd::{AsFd, OwnedFd},
 };
 
 use nix::{
     fcntl::{OFlag, openat},
-    sched::{CloneFlags, unshare},
-    sys::{
-        signal::{Signal, kill},
-        stat::Mode,
-        wait::waitpid,
-    },
-    unistd::Pid,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{signal::Signal, stat::Mode},
 };
 
-use super::stage::{StageError, open_proc, step};
+use super::{
+    INSIDE,
+    failure::{StepError, step},
+    forker::{Born, Forker},
+};
 use crate::sys;
 
-/// Writes the maps of a child's user namespace, the same for users and groups. `setgroups` is denied first: dropping a
-/// group could otherwise gain what that group is refused.
-pub(super) fn write_maps(proc: &OwnedFd, pid: Pid, map: &str) -> Result<(), StageError> {
-    write_maps_of(proc, pid, map, map)
+/// Gives the payload's user namespace its one uid and gid.
+pub(super) fn map_payload(born: &Born, outside: u32) -> Result<(), StepError> {
+    let map = format!("{INSIDE} {outside} 1");
+    write_maps(born, &map, &map)
 }
 
-fn write_maps_of(proc: &OwnedFd, pid: Pid, users: &str, groups: &str) -> Result<(), StageError> {
+/// A user namespace nobody lives in, in which `owner` is the payload's uid outside: a mount that carries it shows the owner's
+/// files as the payload's, and what the payload makes there is the owner's.
+///
+/// # Errors
+/// The step and the kernel's answer.
+pub fn mapped(forker: &Forker, owner: (u32, u32), outside: u32) -> Result<OwnedFd, StepError> {
+    let born = forker.holder().map_err(|e| step("make a user namespace")(io::Error::other(e)))?;
+    let result = write_maps(&born, &format!("{} {outside} 1", owner.0), &format!("{} {outside} 1", owner.1))
+        .and_then(|()| namespace(&born, "user"));
+    let _ = sys::signal_process(&born.process, Signal::SIGKILL);
+    result
+}
+
+/// One of the process's namespaces.
+pub(super) fn namespace(born: &Born, kind: &str) -> Result<OwnedFd, StepError> {
+    let path = format!("ns/{kind}");
+    openat(folder(born)?, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .map_err(step("open a namespace"))
+}
+
+/// The process's folder in `/proc`.
+fn folder(born: &Born) -> Result<OwnedFd, StepError> {
+    let path = format!("/proc/{}", born.pid);
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let folder = nix::fcntl::open(path.as_str(), flags, Mode::empty()).map_err(step("open a process"))?;
+    // The folder means one process for ever. That it is ours: the number was ours when we got it, and ours still lives.
+    if ended(born) {
+        return Err(step("open a process")(io::Error::other("it is gone")));
+    }
+    Ok(folder)
+}
+
+/// Writes the maps of a process's user namespace. `setgroups` is denied first: dropping a group could otherwise gain what that
+/// group is refused.
+fn write_maps(born: &Born, users: &str, groups: &str) -> Result<(), StepError> {
+    let folder = folder(born)?;
     for (name, text) in [("setgroups", "deny"), ("gid_map", groups), ("uid_map", users)] {
-        let path = format!("{pid}/{name}");
-        let file = openat(proc, path.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = openat(&folder, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
         let file = file.map_err(step(format!("open {name}")))?;
         // One write: the kernel takes a map whole or not at all.
         File::from(file).write_all(text.as_bytes()).map_err(step(format!("write {name}")))?;
@@ -38,35 +70,8 @@ fn write_maps_of(proc: &OwnedFd, pid: Pid, users: &str, groups: &str) -> Result<
     Ok(())
 }
 
-/// A copy of the mount below a directory in which the files of `owner` are the payload's, and files that the payload makes
-/// are `owner`'s. The directory came as a descriptor from its owner, so no path is looked up with root's rights.
-pub(super) fn mapped(directory: &OwnedFd, owner: (u32, u32), outside: u32) -> Result<OwnedFd, StageError> {
-    let namespace = namespace(&format!("{} {outside} 1", owner.0), &format!("{} {outside} 1", owner.1))?;
-    let tree = sys::clone_mount(directory).map_err(step("copy the mount of the work directory"))?;
-    sys::map_owners(&tree, &namespace)
-        .map_err(step("map the owner of the work directory (its file system may not support it)"))?;
-    Ok(tree)
-}
-
-/// A user namespace nobody lives in, with these maps.
-fn namespace(users: &str, groups: &str) -> Result<OwnedFd, StageError> {
-    let (mut near, mut far) = UnixStream::pair().map_err(step("socket pair"))?;
-    let Some(pid) = sys::fork_single_threaded().map_err(step("fork"))? else {
-        drop(near);
-        let made = unshare(CloneFlags::CLONE_NEWUSER).is_ok();
-        let _ = far.write_all(&[u8::from(made)]);
-        let _ = far.read(&mut [0]);
-        sys::exit_now(0)
-    };
-    drop(far);
-    let mut made = [0];
-    let proc = open_proc()?;
-    let result = near
-        .read_exact(&mut made)
-        .map_err(step("wait for a user namespace"))
-        .and_then(|()| write_maps_of(&proc, pid, users, groups))
-        .and_then(|()| File::open(format!("/proc/{pid}/ns/user")).map_err(step("open a user namespace")));
-    let _ = kill(pid, Signal::SIGKILL);
-    let _ = waitpid(pid, None);
-    Ok(result?.into())
+fn ended(born: &Born) -> bool {
+    let mut fds = [PollFd::new(born.process.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut fds, PollTimeout::ZERO);
+    fds.iter().any(|fd| fd.any().unwrap_or(false))
 }

@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, chown},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{DirBuilderExt, chown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -12,6 +15,12 @@ use nix::{
     sys::stat::Mode,
     unistd::{UnlinkatFlags, unlinkat},
 };
+
+use super::{
+    failure::{StepError, step},
+    mounts,
+};
+use crate::sys::MountRules;
 
 /// The folders of one payload; removed when dropped.
 #[derive(Debug)]
@@ -36,10 +45,29 @@ impl Scratch {
         Ok(scratch)
     }
 
-    /// Where.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Gives it the name of the payload that gets it, for whoever looks at the VM's disk later.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub fn name(&mut self, name: &str) -> io::Result<()> {
+        let path = self.path.with_file_name(name);
+        fs::rename(&self.path, &path)?;
+        self.path = path;
+        Ok(())
+    }
+
+    /// Its folders as mounts for a sandbox: home, `/tmp`, `/var/tmp`.
+    ///
+    /// # Errors
+    /// The step and the kernel's answer.
+    pub fn mounts(&self) -> Result<[OwnedFd; 3], StepError> {
+        let detached = |name: &str| {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let folder =
+                nix::fcntl::open(&self.path.join(name), flags, Mode::empty()).map_err(step("open a home folder"))?;
+            mounts::detach(folder.as_fd(), MountRules::NO_PRIVILEGE, false, None)
+        };
+        Ok([detached("work")?, detached("tmp")?, detached("vartmp")?])
     }
 }
 
@@ -135,16 +163,16 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("keep"), "").unwrap();
         let scratch = Scratch::create(folder.path(), "one", 0).unwrap();
-        std::os::unix::fs::symlink(&outside, scratch.path().join("work/link")).unwrap();
-        fs::create_dir(scratch.path().join("work/.gone-1")).unwrap();
-        fs::write(scratch.path().join("tmp/file"), "x").unwrap();
+        std::os::unix::fs::symlink(&outside, scratch.path.join("work/link")).unwrap();
+        fs::create_dir(scratch.path.join("work/.gone-1")).unwrap();
+        fs::write(scratch.path.join("tmp/file"), "x").unwrap();
         // Deeper than a path can be long and than a recursion can go.
-        let mut at = openat(AT_FDCWD, &scratch.path().join("work"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        let mut at = openat(AT_FDCWD, &scratch.path.join("work"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..2500 {
             nix::sys::stat::mkdirat(&at, "d", Mode::S_IRWXU).unwrap();
             at = openat(&at, "d", OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         }
-        let path = scratch.path().to_owned();
+        let path = scratch.path.to_owned();
         drop(scratch);
         assert!(!path.exists());
         assert!(outside.join("keep").exists());

@@ -33,7 +33,8 @@ fn chain(count: u64) -> Vec<Result<Vec<u8>, FrameError>> {
     let mut prev = Digest::ZERO;
     (1..=count)
         .map(|seq| {
-            let claim = Claim::PayloadEnd { uid: PayloadUid(Uuid::from_u128(seq.into())), exit: Exit::Code(0) };
+            let claim =
+                Claim::PayloadEnd { uid: PayloadUid(Uuid::from_u128(seq.into())), exit: Exit::Code(0), silent: false };
             let bytes = line(&GuestFrame::Record(Record { seq, prev, time: at(0), claim })).unwrap();
             prev = Digest::of(&bytes);
             Ok(bytes)

@@ -1,0 +1,263 @@
+//! A berth: a lease and everything that hangs on it, up to a sandbox that only waits to be told what to run.
+
+use std::{
+    collections::VecDeque,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tracing::warn;
+use vestigo_model::{Lease, PayloadUid};
+
+use super::state::{Shared, State};
+use crate::{
+    lease::Slot,
+    network::{Namespace, Plan as Network, settle},
+    protocol::Refusal,
+    sandbox::{self, Ground, Sandbox, scratch::Scratch},
+};
+
+/// Pause after a berth could not be prepared.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Networks that were used by nobody yet, kept for the next berth: taking one down and putting it up again costs the kernel
+/// tens of milliseconds of waiting under a lock of its own.
+const SPARE: usize = 16;
+
+/// A lease and the network that enforces it.
+#[derive(Debug)]
+pub(super) struct Line {
+    slot: Slot,
+    plan: Network,
+    /// Kept until the interface is removed: without it the kernel takes both away when the last process dies, and
+    /// whether a packet was ever sent is lost.
+    namespace: Namespace,
+}
+
+/// A line in use.
+struct Leased {
+    state: Shared,
+    line: Option<Line>,
+    silent: Option<bool>,
+}
+
+impl Leased {
+    fn new(state: &Shared) -> Result<Self, Refusal> {
+        let line = match state.pool.spare() {
+            Some(line) => line,
+            None => Line::new(state)?,
+        };
+        Ok(Self { state: Shared::clone(state), line: Some(line), silent: None })
+    }
+
+    /// Asked once all processes are dead: whether not a single packet was sent, not even to itself.
+    fn silent(&mut self) -> bool {
+        let Some(line) = &mut self.line else { return false };
+        let state = &self.state;
+        *self.silent.get_or_insert_with(|| line.namespace.untouched() && state.networks().untouched(&line.plan))
+    }
+}
+
+impl Line {
+    fn new(state: &State) -> Result<Self, Refusal> {
+        let slot = state.allocate().map_err(|e| Refusal::system(e.to_string()))?;
+        let plan = state.plan(slot);
+        match state.networks().add(&plan) {
+            Ok(namespace) => Ok(Self { slot, plan, namespace }),
+            Err(error) => {
+                state.release(slot, false);
+                Err(Refusal::system(format!("the payload's network could not be made: {error}")))
+            }
+        }
+    }
+
+    fn take_down(self, state: &State, used: bool) {
+        state.networks().remove(&self.plan);
+        state.release(self.slot, used);
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        let silent = self.silent();
+        let Some(line) = self.line.take() else { return };
+        if !silent {
+            line.take_down(&self.state, true);
+        } else if let Some(line) = self.state.pool.keep(line) {
+            line.take_down(&self.state, false);
+        }
+    }
+}
+
+/// Makes the mounts of a payload that are not the usual ones; told its uid outside and the usual three.
+pub(super) type Mounts<'a> = &'a dyn Fn(u32, [OwnedFd; 3]) -> Result<Vec<OwnedFd>, Refusal>;
+
+/// Fields are dropped in this order: first the processes, then their files, then their network.
+pub(super) struct Berth {
+    pub sandbox: Sandbox,
+    scratch: Scratch,
+    leased: Leased,
+}
+
+impl Berth {
+    /// Builds one.
+    pub(super) fn build(state: &Shared, plan: &sandbox::Plan, mounts: Mounts<'_>) -> Result<Self, Refusal> {
+        let leased = Leased::new(state)?;
+        let line = leased.line.as_ref().ok_or_else(|| Refusal::system("the payload has no lease"))?;
+        let outside = state.config.uid_base + u32::from(line.slot.0);
+        // A name that nothing else has ever had: what an earlier payload could know of it leads nowhere.
+        let name = PayloadUid(uuid::Uuid::new_v4()).to_string();
+        let scratch = Scratch::create(&state.config.scratch_dir, &name, outside).map_err(|e| {
+            Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
+        })?;
+        let private = scratch.mounts().map_err(|e| Refusal::system(e.to_string()))?;
+        let mounts = mounts(outside, private)?;
+        let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
+        let ground = Ground { network: line.namespace.fd(), cgroup: None, outside };
+        let sandbox = Sandbox::prepare(&state.forker, ground, |_| Ok(()), plan, &mounts)?;
+        let mut berth = Self { sandbox, scratch, leased };
+        berth.settle();
+        Ok(berth)
+    }
+
+    fn usual(state: &Shared) -> Result<Self, Refusal> {
+        Self::build(state, &sandbox::Plan::default(), &|_, private| Ok(private.into()))
+    }
+
+    fn settle(&mut self) {
+        let Leased { state, line, .. } = &mut self.leased;
+        if let Some(Line { plan, namespace, .. }) = line {
+            settle(|| namespace.carries() && state.networks().carries(plan));
+        }
+    }
+
+    /// Its payload is known.
+    pub(super) fn name(&mut self, uid: PayloadUid) -> Result<(), Refusal> {
+        self.scratch
+            .name(&uid.to_string())
+            .map_err(|e| Refusal::system(format!("a home folder cannot be renamed: {e}")))
+    }
+
+    /// Once all processes are dead: whether the payload never sent a packet.
+    pub(super) fn silent(&mut self) -> bool {
+        self.leased.silent()
+    }
+
+    /// What marks the payload's packets.
+    pub(super) fn leases(&self) -> Vec<Lease> {
+        self.leased.line.iter().map(|line| Lease::Ports(line.plan.ports)).collect()
+    }
+}
+
+/// Berths that wait for their payload.
+#[derive(Default)]
+pub(super) struct Pool {
+    stock: Mutex<Stock>,
+    wanted: Condvar,
+}
+
+#[derive(Default)]
+struct Stock {
+    ready: VecDeque<Berth>,
+    making: usize,
+    spare: Vec<Line>,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("ready", &self.stock().ready.len()).finish()
+    }
+}
+
+impl Pool {
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many are ready, and how many leases lie here for whoever comes.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let stock = self.stock();
+        (stock.ready.len(), stock.ready.len() + stock.making + stock.spare.len())
+    }
+
+    fn spare(&self) -> Option<Line> {
+        self.stock().spare.pop()
+    }
+
+    /// Takes a network that nobody used; gives it back if it has no room.
+    fn keep(&self, line: Line) -> Option<Line> {
+        let mut stock = self.stock();
+        if stock.closed || stock.spare.len() >= SPARE {
+            return Some(line);
+        }
+        stock.spare.push(line);
+        None
+    }
+
+    fn take(&self) -> Option<Berth> {
+        let berth = self.stock().ready.pop_front();
+        self.wanted.notify_one();
+        berth
+    }
+
+    /// Ends what waits, and the stocking.
+    pub(super) fn close(&self, state: &State) {
+        let mut stock = self.stock();
+        stock.closed = true;
+        let ready = std::mem::take(&mut stock.ready);
+        drop(stock);
+        self.wanted.notify_all();
+        drop(ready);
+        let spare = std::mem::take(&mut self.stock().spare);
+        spare.into_iter().for_each(|line| line.take_down(state, false));
+    }
+}
+
+/// Keeps the pool full until it is closed. Runs in a thread of its own.
+pub(super) fn keep_stocked(state: &Shared) {
+    let pool = &state.pool;
+    // Few leases are better given to payloads than kept for speed.
+    let wanted = usize::from(state.config.ready.min(state.blocks.count() / 4));
+    loop {
+        let stock = pool.stock();
+        let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;
+        let mut stock = pool.wanted.wait_while(stock, full).unwrap_or_else(PoisonError::into_inner);
+        if stock.closed {
+            return;
+        }
+        stock.making += 1;
+        drop(stock);
+        let berth = Berth::usual(state);
+        let mut stock = pool.stock();
+        stock.making -= 1;
+        if stock.closed {
+            return;
+        }
+        match berth {
+            Ok(berth) => stock.ready.push_back(berth),
+            Err(refusal) => {
+                drop(stock);
+                warn!(reason = refusal.reason, "no sandbox could be prepared ahead");
+                std::thread::sleep(RETRY);
+            }
+        }
+    }
+}
+
+/// A berth for a payload of no special wishes: one that waits, else a new one.
+pub(super) fn usual(state: &Shared) -> Result<Berth, Refusal> {
+    match state.pool.take() {
+        Some(berth) => Ok(berth),
+        None => Berth::usual(state),
+    }
+}
+
+/// A berth made to measure. If every lease is taken, one that waits gives its up.
+pub(super) fn special(state: &Shared, plan: &sandbox::Plan, mounts: Mounts<'_>) -> Result<Berth, Refusal> {
+    if state.free_leases() == 0 {
+        drop(state.pool.take());
+    }
+    Berth::build(state, plan, mounts)
+}

@@ -1,0 +1,144 @@
+//! What a caller opens in the sandbox, or adds to it. Everything is closed unless one of these opens it, each by one flag.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{protocol::Refusal, sandbox::mounts::OWN};
+
+/// Most folders and files that one caller may show its payload.
+pub const MAX_BINDS: usize = 16;
+
+/// A folder or file of the VM for the payload. The descriptor that the caller opened rides along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Where, inside.
+    pub target: PathBuf,
+    /// Whether the payload may write.
+    pub writable: bool,
+}
+
+/// Most of the VM that a payload gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Share {
+    /// Memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// Processor time, in thousandths of one processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub millicpus: Option<u32>,
+}
+
+impl Share {
+    /// What was asked for, else what `other` says.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.or(other.memory),
+            pids: self.pids.or(other.pids),
+            millicpus: self.millicpus.or(other.millicpus),
+        }
+    }
+}
+
+/// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind,
+/// the token.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shape {
+    /// Another system's root instead of the VM's.
+    pub rootfs: bool,
+    /// A folder of the caller's as home.
+    pub work: bool,
+    /// More folders and files.
+    pub binds: Vec<Bind>,
+    /// Empty folders in memory.
+    pub tmpfs: Vec<PathBuf>,
+    /// The payload may make user namespaces (to run a container tool of its own), and what comes with them.
+    pub nested: bool,
+    /// Where it starts instead of its home.
+    pub directory: Option<PathBuf>,
+    /// Host name inside.
+    pub hostname: Option<String>,
+    /// Limits other than the VM's usual ones.
+    pub share: Share,
+    /// A bearer token for the payload rides along.
+    pub token: bool,
+}
+
+impl Shape {
+    /// Whether a sandbox that was prepared without knowing the payload will do.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        !self.rootfs
+            && !self.work
+            && !self.nested
+            && self.binds.is_empty()
+            && self.tmpfs.is_empty()
+            && self.hostname.is_none()
+    }
+
+    /// What can be judged before anything is made.
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check(&self) -> Result<(), Refusal> {
+        if self.binds.len() + self.tmpfs.len() > MAX_BINDS {
+            return Err(Refusal::caller(format!("more than {MAX_BINDS} folders are bound; bind one that holds them")));
+        }
+        for target in self.binds.iter().map(|bind| &bind.target).chain(&self.tmpfs) {
+            check_target(target)?;
+        }
+        if let Some(directory) = self.directory.as_ref().filter(|directory| !directory.is_absolute()) {
+            return Err(Refusal::caller(format!("--chdir {}: give an absolute path inside", directory.display())));
+        }
+        let named = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        match &self.hostname {
+            Some(name) if name.is_empty() || name.len() > 63 || !name.chars().all(named) => {
+                Err(Refusal::caller(format!("--hostname {name:?}: use at most 63 letters, digits, dots and hyphens")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A mount must not take the place of what the sandbox makes itself.
+fn check_target(target: &Path) -> Result<(), Refusal> {
+    let plain = target.is_absolute() && target.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+    let inside = target.strip_prefix("/").unwrap_or(target);
+    if !plain || inside.as_os_str().is_empty() {
+        let what = target.display();
+        return Err(Refusal::caller(format!("{what} is no place to mount on; give an absolute path without . and ..")));
+    }
+    let covers = OWN.iter().any(|own| Path::new(own).starts_with(inside));
+    let hidden = ["dev", "proc", "sys", "run"].iter().any(|own| inside.starts_with(own));
+    if covers || hidden {
+        let what = target.display();
+        return Err(Refusal::caller(format!(
+            "{what} is the sandbox's own; mount on another folder, or below /work or /tmp"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_sandbox_makes_stays_its_own() {
+        for bad in
+            ["/", "data", "/a/../b", "/proc", "/proc/x", "/dev/shm", "/work", "/tmp", "/var", "/var/tmp", "/run/x"]
+        {
+            let shape = Shape { tmpfs: vec![bad.into()], ..Shape::default() };
+            assert!(shape.check().is_err(), "{bad}");
+        }
+        for good in ["/data", "/work/x", "/tmp/y", "/var/lib", "/opt/a/b", "/home/user"] {
+            let shape = Shape { tmpfs: vec![good.into()], ..Shape::default() };
+            assert!(shape.check().is_ok(), "{good}");
+        }
+    }
+}
