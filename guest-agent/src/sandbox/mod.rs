@@ -7,10 +7,12 @@
 
 pub mod executable;
 pub mod init;
+pub mod landlock;
 pub mod manifest;
 pub mod mounts;
 pub mod owners;
 pub mod scratch;
+pub mod seccomp;
 pub mod stage;
 
 use std::{
