@@ -2,12 +2,12 @@
 //!
 //! It is compiled once, before the fork, and applied in the payload's process between fork and exec with two system calls
 //! and no allocation. `seccompiler` loads it but does not compile it: its filters know one answer (we need several), kill on
-//! a foreign architecture only, and compare call numbers one after the other. Loading runs the program once for every call
-//! number of the kernel, so here it is a search tree over the numbers.
+//! a foreign architecture only, and compare call numbers one after the other. The kernel translates the program at every load
+//! and runs it once for every call number it has, so here it is short, and a search tree.
 
 pub mod policy;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 use nix::errno::Errno;
 use seccompiler::{BpfProgram, sock_filter};
@@ -57,16 +57,16 @@ impl Filter {
     /// Compiles the policy for a mode.
     #[must_use]
     pub fn compile(mode: Mode) -> Self {
-        let mut program = vec![
-            statement(LOAD, ARCHITECTURE_AT),
-            jump(IF_EQUAL, ARCHITECTURE, 1, 0),
-            // No program of ours makes such a call by accident, and a 32-bit program whose every call is refused cannot even
-            // exit: "Bad system call" says more than the crash that would follow.
-            statement(RETURN, KILL_PROCESS),
-            statement(LOAD, NUMBER_AT),
-        ];
-        program.extend(tree(&segments(mode)));
-        Self(program)
+        let mut code = Code::new();
+        let ranges: Vec<_> = ranges(mode).map(|(numbers, verdict)| (numbers, code.verdict(verdict))).collect();
+        let search = code.search(&ranges);
+        let ours = code.then(LOAD, NUMBER_AT, search);
+        // No program of ours makes such a call by accident, and a 32-bit program whose every call is refused cannot even
+        // exit: "Bad system call" says more than the crash that would follow.
+        let foreign = code.answer(KILL_PROCESS);
+        let architecture = code.branch(IF_EQUAL, ARCHITECTURE, ours, foreign);
+        code.then(LOAD, ARCHITECTURE_AT, architecture);
+        Self(code.finish())
     }
 
     /// Filters the calling thread and all that it starts, for ever. Also sets no_new_privs.
@@ -86,8 +86,8 @@ enum Verdict {
     Check(&'static [Check]),
 }
 
-/// First number of each segment and its verdict, in order, from 0.
-fn segments(mode: Mode) -> Vec<(u32, Verdict)> {
+/// The call numbers that are not simply allowed, in order; neighbours with the same verdict together.
+fn ranges(mode: Mode) -> impl Iterator<Item = (Range<u32>, Verdict)> {
     let mut verdicts = BTreeMap::from([(0, Verdict::Allow)]);
     let calls: BTreeMap<u32, &Call> = policy::calls(mode).map(|call| (call.number(), call)).collect();
     for (number, call) in calls {
@@ -100,84 +100,131 @@ fn segments(mode: Mode) -> Vec<(u32, Verdict)> {
     verdicts.insert(LAST_KNOWN + 1, Verdict::Refuse(Errno::ENOSYS));
     // A debugger's way to skip a call; it is none.
     verdicts.insert(u32::MAX, Verdict::Allow);
-    let mut segments: Vec<_> = verdicts.into_iter().collect();
-    segments.dedup_by_key(|(_, verdict)| *verdict);
-    segments
+    let mut starts: Vec<_> = verdicts.into_iter().collect();
+    starts.dedup_by_key(|(_, verdict)| *verdict);
+    let ends: Vec<u32> = starts.iter().skip(1).map(|(start, _)| *start).collect();
+    let ranges = starts.into_iter().zip(ends).map(|((start, verdict), end)| (start..end, verdict));
+    ranges.filter(|(_, verdict)| *verdict != Verdict::Allow)
 }
 
-/// A binary search for the segment of the number that is loaded; every path ends in a return.
-fn tree(segments: &[(u32, Verdict)]) -> Vec<sock_filter> {
-    let (low, high) = segments.split_at(segments.len() / 2);
-    let Some((first, verdict)) = high.first() else { return Vec::new() };
-    if low.is_empty() {
-        return leaf(*verdict);
+/// A program, written from its end to its start: jumps go forward only, so their targets are there when they are written.
+struct Code {
+    reversed: BpfProgram,
+    answers: BTreeMap<u32, Label>,
+    allow: Label,
+}
+
+/// An instruction, by how many there are from it to the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Label(usize);
+
+impl Code {
+    fn new() -> Self {
+        let mut code = Self { reversed: Vec::new(), answers: BTreeMap::new(), allow: Label(0) };
+        code.allow = code.answer(ALLOW);
+        code
     }
-    let (low, high) = (tree(low), tree(high));
-    // A conditional jump goes 255 instructions far at most.
-    let mut program = match u8::try_from(low.len()) {
-        Ok(near) => vec![jump(IF_NOT_LESS, *first, near, 0)],
-        Err(_) => vec![jump(IF_NOT_LESS, *first, 0, 1), statement(JUMP, length(low.len()))],
-    };
-    program.extend(low);
-    program.extend(high);
-    program
-}
 
-fn leaf(verdict: Verdict) -> Vec<sock_filter> {
-    match verdict {
-        Verdict::Allow => vec![statement(RETURN, ALLOW)],
-        Verdict::Refuse(errno) => vec![refusal(errno)],
-        Verdict::Check(checks) => {
-            let mut program: Vec<_> = checks.iter().flat_map(check).collect();
-            program.push(statement(RETURN, ALLOW));
-            program
+    fn finish(mut self) -> BpfProgram {
+        self.reversed.reverse();
+        self.reversed
+    }
+
+    fn push(&mut self, code: u16, k: u32, jt: u8, jf: u8) -> Label {
+        self.reversed.push(sock_filter { code, jt, jf, k });
+        Label(self.reversed.len())
+    }
+
+    /// How many instructions the next one has to jump over.
+    fn distance(&self, to: Label) -> usize {
+        self.reversed.len().saturating_sub(to.0)
+    }
+
+    fn go(&mut self, to: Label) -> Label {
+        let far = u32::try_from(self.distance(to)).unwrap_or(u32::MAX);
+        self.push(JUMP, far, 0, 0)
+    }
+
+    /// One return for each answer: loading a filter takes the kernel a fifth of a microsecond for each instruction.
+    fn answer(&mut self, action: u32) -> Label {
+        if let Some(label) = self.answers.get(&action) {
+            return *label;
+        }
+        let label = self.push(RETURN, action, 0, 0);
+        self.answers.insert(action, label);
+        label
+    }
+
+    /// An instruction and what follows it.
+    fn then(&mut self, code: u16, k: u32, next: Label) -> Label {
+        if self.distance(next) > 0 {
+            self.go(next);
+        }
+        self.push(code, k, 0, 0)
+    }
+
+    fn branch(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
+        let (yes, no) = (self.within_reach(yes), self.within_reach(no));
+        let near = |distance| u8::try_from(distance).unwrap_or(u8::MAX);
+        let (yes, no) = (near(self.distance(yes)), near(self.distance(no)));
+        self.push(code, k, yes, no)
+    }
+
+    /// A conditional jump goes 255 instructions far at most.
+    fn within_reach(&mut self, label: Label) -> Label {
+        if self.distance(label) > 250 { self.go(label) } else { label }
+    }
+
+    fn refuse(&mut self, errno: Errno) -> Label {
+        self.answer(ERRNO | (errno as i32).cast_unsigned())
+    }
+
+    fn verdict(&mut self, verdict: Verdict) -> Label {
+        match verdict {
+            Verdict::Allow => self.allow,
+            Verdict::Refuse(errno) => self.refuse(errno),
+            Verdict::Check(checks) => checks.iter().rev().fold(self.allow, |next, check| self.check(check, next)),
         }
     }
-}
 
-/// Returns if the argument is refused, else falls through.
-fn check(check: &Check) -> Vec<sock_filter> {
-    let mut body = vec![statement(LOAD, argument(check.argument))];
-    if check.mask != u32::MAX {
-        body.push(statement(AND, check.mask));
+    /// Goes to `next` unless the argument is refused.
+    fn check(&mut self, check: &Check, next: Label) -> Label {
+        let refuse = self.refuse(check.errno);
+        let (listed, other) = if check.refuse_listed { (refuse, next) } else { (next, refuse) };
+        let values = check.values.iter().rev();
+        let mut entry = values.fold(other, |entry, value| self.branch(IF_EQUAL, *value, listed, entry));
+        if check.mask != u32::MAX {
+            entry = self.then(AND, check.mask, entry);
+        }
+        entry = self.then(LOAD, low_half(check.argument), entry);
+        if let Some((argument, value)) = check.when {
+            entry = self.branch(IF_EQUAL, value, entry, next);
+            entry = self.then(LOAD, low_half(argument), entry);
+        }
+        entry
     }
-    // A listed value jumps over the one instruction behind the list: over the refusal, or over the jump around it.
-    let values = check.values.iter().zip((1..=check.values.len()).rev());
-    body.extend(values.map(|(value, left)| jump(IF_EQUAL, *value, u8::try_from(left).unwrap_or(u8::MAX), 0)));
-    if check.refuse_listed {
-        body.push(statement(JUMP, 1));
+
+    /// Finds the number that is loaded: halves the list, and goes through what is short.
+    fn search(&mut self, ranges: &[(Range<u32>, Label)]) -> Label {
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        if let (true, Some((numbers, _))) = (ranges.len() > 4, high.first()) {
+            let (above, below) = (self.search(high), self.search(low));
+            return self.branch(IF_NOT_LESS, numbers.start, above, below);
+        }
+        ranges.iter().rev().fold(self.allow, |next, (numbers, verdict)| {
+            if numbers.len() == 1 {
+                return self.branch(IF_EQUAL, numbers.start, *verdict, next);
+            }
+            let inside = self.branch(IF_NOT_LESS, numbers.end, next, *verdict);
+            self.branch(IF_NOT_LESS, numbers.start, inside, next)
+        })
     }
-    body.push(refusal(check.errno));
-    let Some((argument_of, value)) = check.when else { return body };
-    let mut program = vec![
-        statement(LOAD, argument(argument_of)),
-        jump(IF_EQUAL, value, 1, 0),
-        statement(JUMP, length(body.len())),
-    ];
-    program.extend(body);
-    program
 }
 
 /// Where the low half of an argument lies. The kernel reads only that half of the arguments we check (`int`), so the upper
 /// one must not decide: CVE-2019-10063. Both architectures are little-endian.
-fn argument(number: u8) -> u32 {
-    ARGUMENTS_AT + 8 * u32::from(number)
-}
-
-fn refusal(errno: Errno) -> sock_filter {
-    statement(RETURN, ERRNO | (errno as i32).cast_unsigned())
-}
-
-fn length(instructions: usize) -> u32 {
-    u32::try_from(instructions).unwrap_or(u32::MAX)
-}
-
-const fn statement(code: u16, k: u32) -> sock_filter {
-    jump(code, k, 0, 0)
-}
-
-const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code, jt, jf, k }
+fn low_half(argument: u8) -> u32 {
+    ARGUMENTS_AT + 8 * u32::from(argument)
 }
 
 #[cfg(test)]

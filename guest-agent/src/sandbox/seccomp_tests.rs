@@ -164,14 +164,30 @@ fn nested_allows_what_a_container_tool_needs_and_no_more() {
     }
 }
 
-/// The kernel runs the program once for every call number when it is loaded.
 #[test]
-fn an_unlisted_call_costs_few_instructions() {
-    let filter = Filter::compile(Mode::Strict);
-    assert!(filter.0.len() < 400, "{} instructions", filter.0.len());
-    // Depth of a balanced tree over the segments, and the fixed part.
-    let depth = segments(Mode::Strict).len().next_power_of_two().ilog2();
-    assert!(depth <= 7, "{depth}");
+fn far_answers_are_reached_too() {
+    let mut code = Code::new();
+    let (near, far) = (code.answer(7), code.answer(9));
+    let mut entry = far;
+    for value in 0..600 {
+        entry = code.branch(IF_EQUAL, value, if value % 2 == 0 { near } else { far }, entry);
+    }
+    let entry = code.search(&[(1..3, entry), (5..9, near), (20..21, far), (30..31, near), (40..41, entry)]);
+    code.then(LOAD, NUMBER_AT, entry);
+    let filter = Filter(code.finish());
+    assert!(filter.0.len() > 600);
+    for (number, answer) in [(0, ALLOW), (1, 9), (2, 7), (8, 7), (9, ALLOW), (20, 9), (30, 7), (40, 7), (41, ALLOW)] {
+        assert_eq!(run(&filter, ARCHITECTURE, number, NO_ARGUMENTS), answer, "{number}");
+    }
+}
+
+/// Each instruction costs at every start of a payload.
+#[test]
+fn the_program_is_short() {
+    for mode in BOTH {
+        let filter = Filter::compile(mode);
+        assert!(filter.0.len() < 160, "{mode:?}: {} instructions", filter.0.len());
+    }
 }
 
 #[test]
