@@ -162,10 +162,7 @@ fn only_four_families_of_sockets_and_only_harmless_protocols() {
     let strict = Some(Mode::Strict);
     for protocol in [libc::NETLINK_GENERIC, libc::NETLINK_KOBJECT_UEVENT] {
         assert_eq!(socket(None, libc::AF_NETLINK, datagram, protocol.into()), Answer::Done);
-        assert_eq!(
-            socket(strict, libc::AF_NETLINK, datagram, protocol.into()),
-            Answer::No(Errno::EPROTONOSUPPORT)
-        );
+        assert_eq!(socket(strict, libc::AF_NETLINK, datagram, protocol.into()), Answer::No(Errno::EPROTONOSUPPORT));
     }
     for (protocol, kind) in [(libc::IPPROTO_RAW, libc::SOCK_RAW), (libc::IPPROTO_SCTP, stream)] {
         let answer = socket(strict, libc::AF_INET, kind, protocol.into());
@@ -204,7 +201,10 @@ fn new_namespaces_are_refused_in_both_ways_to_ask() {
         libc::CLONE_NEWCGROUP,
     ] {
         assert_eq!((clone(None, flag), clone(strict, flag), clone(nested, flag)), (Answer::Done, no, Answer::Done));
-        assert_eq!((unshare(None, flag), unshare(strict, flag), unshare(nested, flag)), (Answer::Done, no, Answer::Done));
+        assert_eq!(
+            (unshare(None, flag), unshare(strict, flag), unshare(nested, flag)),
+            (Answer::Done, no, Answer::Done)
+        );
     }
     let network = libc::CLONE_NEWNET;
     assert_eq!((clone(None, network), clone(strict, network), clone(nested, network)), (Answer::Done, no, no));
@@ -322,7 +322,9 @@ fn run(mode: Option<Mode>, rules: Option<&Arc<Prepared>>, folder: &Path, command
     child.args(&command[1..]).current_dir(folder).env("HOME", folder).env("TMPDIR", folder).stdin(Stdio::null());
     let before_exec = move || {
         let failed = |_| io::Error::from_raw_os_error(libc::EXFULL);
-        rules.as_ref().map_or(Ok(()), |rules| rules.restrict().map_err(|_| io::Error::from_raw_os_error(libc::EXFULL)))?;
+        rules
+            .as_ref()
+            .map_or(Ok(()), |rules| rules.restrict().map_err(|_| io::Error::from_raw_os_error(libc::EXFULL)))?;
         filter.as_ref().map_or(Ok(()), |filter| filter.apply().map_err(failed))
     };
     // SAFETY: the closure makes system calls only, on memory that it owns.
@@ -447,7 +449,10 @@ fn message_queues_work_where_their_file_system_is_named() {
 
 /// Programs and a script each, in a folder of its own, run under everything. Those that are not here are named.
 const PROGRAMS: &[(&str, &str)] = &[
-    ("bash", "for i in 1 2 3; do echo $i; done | sort -r | (read x; test $x = 3); diff <(echo a) <(echo a); ulimit -a >/dev/null"),
+    (
+        "bash",
+        "for i in 1 2 3; do echo $i; done | sort -r | (read x; test $x = 3); diff <(echo a) <(echo a); ulimit -a >/dev/null",
+    ),
     (
         "python3",
         r#"cat > t.py <<'X'
@@ -471,34 +476,62 @@ if __name__ == '__main__':
 X
 python3 t.py"#,
     ),
-    ("perl", "perl -MIO::Socket::INET -MIPC::Open3 -e 'my $l=IO::Socket::INET->new(Listen=>1,LocalAddr=>q(127.0.0.1)) or die; IO::Socket::INET->new(PeerAddr=>q(127.0.0.1),PeerPort=>$l->sockport) or die; system(q(true))==0 or die; waitpid open3(my $i,my $o,undef,q(true)),0; $? and die'"),
-    ("gcc", "printf '#include <pthread.h>\n#include <stdio.h>\nvoid *f(void *x){return x;}int main(){pthread_t t;pthread_create(&t,0,f,0);pthread_join(t,0);puts(\"x\");}' > t.c; gcc -O1 -pthread t.c -o t; ./t"),
+    (
+        "perl",
+        "perl -MIO::Socket::INET -MIPC::Open3 -e 'my $l=IO::Socket::INET->new(Listen=>1,LocalAddr=>q(127.0.0.1)) or die; IO::Socket::INET->new(PeerAddr=>q(127.0.0.1),PeerPort=>$l->sockport) or die; system(q(true))==0 or die; waitpid open3(my $i,my $o,undef,q(true)),0; $? and die'",
+    ),
+    (
+        "gcc",
+        "printf '#include <pthread.h>\n#include <stdio.h>\nvoid *f(void *x){return x;}int main(){pthread_t t;pthread_create(&t,0,f,0);pthread_join(t,0);puts(\"x\");}' > t.c; gcc -O1 -pthread t.c -o t; ./t",
+    ),
     ("gcc", "echo 'int main(){return 0;}' > l.c; gcc -fsanitize=address l.c -o l && ./l"),
     ("make", "printf 'all: a/x b/y\\na/x b/y:\\n\\tmkdir -p $(@D); echo $@ > $@\\n' > Makefile; make -j4; test -s b/y"),
-    ("git", "git init -q r; cd r; echo x > f; git add f; git -c user.name=n -c user.email=e commit -qm m; git gc -q; git clone -q . ../c; git mv f g; git -C ../c fsck"),
-    ("tar", "mkdir d; echo x > d/f; ln d/f d/g; mkfifo d/p; tar czf t.tgz d; rm -r d; tar xzf t.tgz; test -p d/p; test d/f -ef d/g"),
-    ("java", "echo 'class T{public static void main(String[] a) throws Exception{var t=new Thread(()->{});t.start();t.join();new ProcessBuilder(\"true\").start().waitFor();new java.net.ServerSocket(0).close();System.gc();}}' > T.java; java T.java"),
-    ("node", "node -e 'require(\"child_process\").execSync(\"true\"); const {Worker}=require(\"worker_threads\"); new Worker(\"1\",{eval:true}); require(\"net\").createServer().listen(0,function(){this.close()}); require(\"fs\").writeFileSync(\"f\",\"x\")'"),
+    (
+        "git",
+        "git init -q r; cd r; echo x > f; git add f; git -c user.name=n -c user.email=e commit -qm m; git gc -q; git clone -q . ../c; git mv f g; git -C ../c fsck",
+    ),
+    (
+        "tar",
+        "mkdir d; echo x > d/f; ln d/f d/g; mkfifo d/p; tar czf t.tgz d; rm -r d; tar xzf t.tgz; test -p d/p; test d/f -ef d/g",
+    ),
+    (
+        "java",
+        "echo 'class T{public static void main(String[] a) throws Exception{var t=new Thread(()->{});t.start();t.join();new ProcessBuilder(\"true\").start().waitFor();new java.net.ServerSocket(0).close();System.gc();}}' > T.java; java T.java",
+    ),
+    (
+        "node",
+        "node -e 'require(\"child_process\").execSync(\"true\"); const {Worker}=require(\"worker_threads\"); new Worker(\"1\",{eval:true}); require(\"net\").createServer().listen(0,function(){this.close()}); require(\"fs\").writeFileSync(\"f\",\"x\")'",
+    ),
     ("gdb", "gdb -q -batch -ex run -ex 'info registers rip' --args /bin/true 2>&1 | grep -q 'exited normally'"),
     ("strace", "strace -f -o log sh -c 'true; true'; grep -q execve log"),
     ("setarch", "setarch -R true"),
     ("script", "script -qec 'test -t 1; tty > /dev/tty; echo x > /dev/tty' log"),
-    ("go", "cat > t.go <<'X'\npackage main\nimport (\"net\"; \"os/exec\")\nfunc main() { l, e := net.Listen(\"tcp\", \"127.0.0.1:0\"); if e != nil { panic(e) }; l.Close(); if exec.Command(\"true\").Run() != nil { panic(1) } }\nX\ngo run t.go"),
-    ("rustc", "echo 'fn main() { std::thread::spawn(|| {}).join().unwrap(); std::process::Command::new(\"true\").status().unwrap(); }' > t.rs; rustc t.rs && ./t"),
+    (
+        "go",
+        "cat > t.go <<'X'\npackage main\nimport (\"net\"; \"os/exec\")\nfunc main() { l, e := net.Listen(\"tcp\", \"127.0.0.1:0\"); if e != nil { panic(e) }; l.Close(); if exec.Command(\"true\").Run() != nil { panic(1) } }\nX\ngo run t.go",
+    ),
+    (
+        "rustc",
+        "echo 'fn main() { std::thread::spawn(|| {}).join().unwrap(); std::process::Command::new(\"true\").status().unwrap(); }' > t.rs; rustc t.rs && ./t",
+    ),
     ("curl", "curl -s http://127.0.0.1:1/ || test $? = 7"),
     ("ip", "ip addr show lo > /dev/null; ip route"),
     ("openssl", "openssl rand -hex 4; openssl dgst -sha256 /bin/true"),
     ("xz", "head -c 1000000 /dev/urandom > f; xz -T2 f; xz -d f.xz"),
     ("rsync", "mkdir a; echo x > a/f; rsync -a a/ b/; test -s b/f"),
     ("sqlite3", "sqlite3 x.db 'pragma journal_mode=wal; create table t(a); insert into t values(1); select * from t'"),
-    ("cp", "echo x > f; cp --reflink=auto -a f g; mv g h; dd if=f of=i status=none; install -m 755 f j; find . -type f | xargs -P4 -n1 cat; flock f true; timeout 5 nice true; df . ; ps ; id"),
+    (
+        "cp",
+        "echo x > f; cp --reflink=auto -a f g; mv g h; dd if=f of=i status=none; install -m 755 f j; find . -type f | xargs -P4 -n1 cat; flock f true; timeout 5 nice true; df . ; ps ; id",
+    ),
 ];
 
 #[test]
 fn real_programs_still_work() {
     let mut failed = Vec::new();
     for (program, script) in PROGRAMS {
-        let there = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap().status.success();
+        let there =
+            Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap().status.success();
         if !there {
             println!("{program}: not here");
             continue;
@@ -529,7 +562,8 @@ fn measure(filter: &Arc<Filter>, rules: &Arc<Prepared>) -> (u64, u64) {
         rules.restrict().map_err(|_| io::Error::from_raw_os_error(libc::EXFULL))?;
         let between = Instant::now();
         filter.apply().map_err(|_| io::Error::from_raw_os_error(libc::EXFULL))?;
-        let times = [between.elapsed(), between - start].map(|t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).to_ne_bytes());
+        let times =
+            [between.elapsed(), between - start].map(|t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX).to_ne_bytes());
         write.write_all(times.as_flattened())
     };
     // SAFETY: the closure makes system calls only, on memory that it owns.

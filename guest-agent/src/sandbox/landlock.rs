@@ -85,7 +85,9 @@ fn plan(abi: u32, mode: Mode) -> Applied {
     Applied { abi, fs, scoped, missing }
 }
 
-/// Makes the rules: write only below `writable` (folders of the root that this process sees), to devices and to /proc. With
+/// Makes the rules: write only below `writable` (folders of the root that this process sees), to devices and to /proc. A
+/// payload that may use POSIX message queues needs their file system mounted and named here: queues are opened there,
+/// whatever lies above the mount. With
 /// [`Mode::Nested`] there are no rules for files, because the kernel forbids mounts under such rules.
 ///
 /// # Errors
@@ -140,8 +142,8 @@ impl Prepared {
         &self.applied
     }
 
-    /// Restricts the calling thread and all that it starts, for ever. Needs no_new_privs, and sets it. Must come before the
-    /// system call filter only by habit: the filter lets it pass.
+    /// Restricts the calling thread and all that it starts, for ever. Needs no_new_privs, and sets it. The system call
+    /// filter may be in force already.
     ///
     /// # Errors
     /// The kernel refuses.

@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, ops::Range};
 use nix::errno::Errno;
 use seccompiler::{BpfProgram, sock_filter};
 
-pub use policy::{Group, groups};
 use policy::{Call, Check, LAST_KNOWN};
+pub use policy::{Group, groups};
 
 /// What the payload may do with namespaces of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

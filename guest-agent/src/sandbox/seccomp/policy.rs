@@ -197,10 +197,7 @@ const GROUPS: &[Group] = &[
         why: "vsock reaches the hypervisor past the network namespace and could forge attribution; the other families are \
               reached by nobody's jobs but by many kernel bugs",
         rules: &["R-ISO-29", "R-ISO-37"],
-        calls: &[
-            checked("socket", libc::SYS_socket, SOCKET),
-            checked("socketpair", libc::SYS_socketpair, &[FAMILIES]),
-        ],
+        calls: &[checked("socket", libc::SYS_socket, SOCKET), checked("socketpair", libc::SYS_socketpair, &[FAMILIES])],
     },
     Group {
         name: "io_uring",
@@ -219,11 +216,7 @@ const GROUPS: &[Group] = &[
         calls: &[
             only(
                 Mode::Strict,
-                checked(
-                    "clone",
-                    libc::SYS_clone,
-                    &[bits(NAMESPACES, unless(0, &[0], Errno::EPERM, "new namespaces"))],
-                ),
+                checked("clone", libc::SYS_clone, &[bits(NAMESPACES, unless(0, &[0], Errno::EPERM, "new namespaces"))]),
             ),
             only(
                 Mode::Strict,
@@ -323,11 +316,7 @@ const GROUPS: &[Group] = &[
             no("perf_event_open", libc::SYS_perf_event_open),
             no("kcmp", libc::SYS_kcmp),
             // Of its own process it stays: MPI and NUMA libraries ask where their memory lies.
-            checked(
-                "move_pages",
-                libc::SYS_move_pages,
-                &[unless(0, &[0], Errno::EPERM, "memory of other processes")],
-            ),
+            checked("move_pages", libc::SYS_move_pages, &[unless(0, &[0], Errno::EPERM, "memory of other processes")]),
             checked(
                 "personality",
                 libc::SYS_personality,
