@@ -108,6 +108,15 @@ pub fn new_session_keyring() -> Result<(), Errno> {
     }
 }
 
+/// Version of the kernel's Landlock interface; 0 where the kernel has none or it is not switched on.
+#[must_use]
+pub fn landlock_abi() -> u32 {
+    const VERSION: libc::c_uint = 1;
+    // SAFETY: with this flag the call takes no attributes and only answers a number.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0_usize, VERSION) };
+    u32::try_from(version).unwrap_or(0)
+}
+
 /// Forks into new namespaces (`CLONE_NEW*`), and into a cgroup from the first moment if one is given. The parent gets the
 /// child's number and a descriptor that means this process for ever; the child gets `None`. Same condition as
 /// [`fork_single_threaded`].

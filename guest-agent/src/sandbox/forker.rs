@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     failure::{StepError, step},
-    init,
+    init::{self, Filters},
     mounts::{self, Template},
 };
 use crate::{
@@ -207,9 +207,10 @@ pub fn run() -> u8 {
     if control.send(&answer, &[]).is_err() || answer != Answer::Ready {
         return 1;
     }
+    let filters = Filters::compile();
     // The daemon's end is ours.
     while let Ok(errand) = control.receive::<Errand>() {
-        let (answer, process) = match carry_out(errand, &mut control) {
+        let (answer, process) = match carry_out(errand, &mut control, &filters) {
             Ok(Born { pid, process }) => (Answer::Born { pid: pid.as_raw() }, Some(process)),
             Err(error) => (Answer::Failed { reason: error.to_string() }, None),
         };
@@ -236,7 +237,7 @@ fn settle_in(template: &Template) -> Result<(), StepError> {
     dup2_stdin(&null).map_err(step("let go of the line"))
 }
 
-fn carry_out(errand: Errand, control: &mut Channel) -> Result<Born, StepError> {
+fn carry_out(errand: Errand, control: &mut Channel, filters: &Filters) -> Result<Born, StepError> {
     let mut next = || control.take_fd().ok_or_else(|| step("take descriptors")(io::Error::other("too few came")));
     match errand {
         Errand::Init { cgroup } => {
@@ -248,7 +249,7 @@ fn carry_out(errand: Errand, control: &mut Channel) -> Result<Born, StepError> {
                 Some((pid, process)) => Ok(Born { pid, process }),
                 None => {
                     control.close();
-                    init::run(Channel::new(UnixStream::from(talk)), network)
+                    init::run(Channel::new(UnixStream::from(talk)), network, filters)
                 }
             }
         }

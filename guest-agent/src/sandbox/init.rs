@@ -15,6 +15,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use nix::{
@@ -36,10 +37,12 @@ use nix::{
 use vestigo_model::Exit;
 
 use super::{
-    INSIDE, Order, Plan, Report, Run,
+    HOME, INSIDE, Order, Plan, Report, Run,
     executable::{self, Found, Loaded, Program},
     failure::{StepError, step},
+    landlock::{self, LandlockError},
     mounts::{self, Extra},
+    seccomp::{Filter, Mode},
 };
 use crate::{
     protocol::{Refusal, code},
@@ -47,10 +50,45 @@ use crate::{
     wire::{Channel, WireError},
 };
 
+/// The system call filters, compiled once for all payloads.
+pub(super) struct Filters {
+    strict: Filter,
+    nested: Filter,
+}
+
+impl Filters {
+    pub(super) fn compile() -> Self {
+        Self { strict: Filter::compile(Mode::Strict), nested: Filter::compile(Mode::Nested) }
+    }
+}
+
+/// What closes behind the payload's last step before exec.
+struct Locks<'a> {
+    landlock: landlock::Prepared,
+    filter: &'a Filter,
+}
+
+impl<'a> Locks<'a> {
+    fn new(plan: &Plan, filters: &'a Filters) -> Result<Self, LandlockError> {
+        let (mode, filter) =
+            if plan.nested { (Mode::Nested, &filters.nested) } else { (Mode::Strict, &filters.strict) };
+        let extras = plan.extras.iter().map(|Extra::Tree(path)| Extra::Tmpfs(path) | path.as_path());
+        let own = [HOME, "/tmp", "/var/tmp", "/dev/shm"].into_iter().map(Path::new);
+        // What is mounted read-only stays so, whatever is allowed here.
+        let writable: Vec<&Path> = own.chain(extras).collect();
+        Ok(Self { landlock: landlock::prepare(&writable, mode)?, filter })
+    }
+
+    /// The pilot gets the errno; these calls fail only where the kernel changed its mind since the agent asked it.
+    fn close(&self) -> nix::Result<()> {
+        self.landlock.restrict().map_err(|_| Errno::EPERM)?;
+        self.filter.apply().map_err(|_| Errno::EPERM)
+    }
+}
+
 /// Never returns; what it has to say goes through the channel.
-pub(super) fn run(talk: Channel, network: OwnedFd) -> ! {
-    let mut talk = talk;
-    let status = match live(&mut talk, network) {
+pub(super) fn run(mut talk: Channel, network: OwnedFd, filters: &Filters) -> ! {
+    let status = match live(&mut talk, network, filters) {
         Ok(()) => 0,
         Err(Refusal { code, reason }) => {
             let _ = talk.send(&Report::Failed { code, reason }, &[]);
@@ -60,7 +98,7 @@ pub(super) fn run(talk: Channel, network: OwnedFd) -> ! {
     sys::exit_now(status)
 }
 
-fn live(talk: &mut Channel, network: OwnedFd) -> Result<(), Refusal> {
+fn live(talk: &mut Channel, network: OwnedFd, filters: &Filters) -> Result<(), Refusal> {
     let failed =
         |error: StepError| Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") };
     // With the forker's end, which is the daemon's, everything here ends.
@@ -70,13 +108,14 @@ fn live(talk: &mut Channel, network: OwnedFd) -> Result<(), Refusal> {
     prepare(&plan, talk, &network).map_err(failed)?;
     drop(network);
     confine(&plan, talk).map_err(failed)?;
-    if talk.send(&Report::Prepared, &[]).is_err() {
+    let locks = Locks::new(&plan, filters).map_err(|e| Refusal { code: code::AGENT, reason: e.to_string() })?;
+    if talk.send(&Report::Prepared(locks.landlock.applied().clone()), &[]).is_err() {
         return Ok(());
     }
     // The daemon went away, or has no use for this one.
     let Ok(Order::Run(run)) = talk.receive() else { return Ok(()) };
     let Some(stdio) = stdio(talk) else { return Ok(()) };
-    serve(&plan, &run, talk, stdio)
+    serve(&locks, &run, talk, stdio)
 }
 
 fn stdio(talk: &mut Channel) -> Option<Vec<OwnedFd>> {
@@ -130,7 +169,7 @@ fn limit_namespaces(kind: &str, most: &str) -> Result<(), StepError> {
     fs::write(format!("/proc/sys/user/max_{kind}_namespaces"), most).map_err(step("limit nested namespaces"))
 }
 
-fn serve(plan: &Plan, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+fn serve(locks: &Locks<'_>, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
     let agent =
         |what: &'static str| move |error: Errno| Refusal { code: code::AGENT, reason: format!("{what}: {error}") };
     chdir(run.directory.as_path())
@@ -151,7 +190,7 @@ fn serve(plan: &Plan, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Resul
     }
     // The daemon went away, or decided against it.
     let Ok(Order::Go) = talk.receive() else { return Ok(()) };
-    let (payload, mut failure) = spawn(plan, run, &fds, &programs).map_err(agent("start the payload"))?;
+    let (payload, mut failure) = spawn(locks, run, &fds, &programs).map_err(agent("start the payload"))?;
     // Nothing but the payload keeps the pilot's pipes open.
     drop((programs, fds));
     let mut errno = [0; 4];
@@ -192,31 +231,31 @@ fn watch_signals() -> nix::Result<SignalFd> {
 }
 
 /// Forks the payload. The pipe gives an errno if exec fails and ends empty if it succeeds.
-fn spawn(plan: &Plan, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
+fn spawn(locks: &Locks<'_>, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
     let (failure, fail) = pipe2(OFlag::O_CLOEXEC)?;
     if let Some(payload) = sys::fork_single_threaded()? {
         drop(fail);
         return Ok((payload, failure.into()));
     }
-    let Err(errno) = become_payload(plan, run, fds, programs);
+    let Err(errno) = become_payload(locks, run, fds, programs);
     let mut fail = fs::File::from(fail);
     let _ = fail.write_all(&(errno as i32).to_ne_bytes());
     sys::exit_now(127)
 }
 
-fn become_payload(plan: &Plan, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
+fn become_payload(locks: &Locks<'_>, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
     setsid()?;
     let arguments = programs.arguments(&run.command);
     let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
     let arguments = arguments.iter().map(text).collect::<nix::Result<Vec<_>>>()?;
     let pairs = run.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
     let environment = pairs.collect::<nix::Result<Vec<_>>>()?;
-    let _ = plan;
     sys::close_on_exec_from(3)?;
     programs.keep_script()?;
     place_descriptors(fds)?;
     sys::default_signals()?;
     SigSet::empty().thread_set_mask()?;
+    locks.close()?;
     execveat(programs.runs(), c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
 }
 

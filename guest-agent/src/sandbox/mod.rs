@@ -11,10 +11,12 @@ pub mod executable;
 mod failure;
 pub mod forker;
 pub mod init;
+pub mod landlock;
 pub mod manifest;
 pub mod mounts;
 pub mod owners;
 pub mod scratch;
+pub mod seccomp;
 
 use std::{
     io,
@@ -101,8 +103,8 @@ pub struct Programs {
 pub enum Report {
     /// The user namespace waits for its maps.
     Unmapped,
-    /// All is built, and every right given up.
-    Prepared,
+    /// All is built, and every right given up; this is what Landlock adds for the payload.
+    Prepared(landlock::Applied),
     /// A program is found. It rides along: whose it is cannot be seen from inside. Once for a program, twice for a script.
     Found,
     /// This is what will run (and the interpreter of a script), and nobody can change it any more.
@@ -182,6 +184,7 @@ pub struct Sandbox {
     /// Its mount namespace. Whoever lets go of it last waits milliseconds for the kernel to take it apart; that is not to be
     /// its last process, whose end the pilot waits for.
     _mounts: OwnedFd,
+    landlock: Option<landlock::Applied>,
 }
 
 fn failed(what: &str, error: impl std::fmt::Display) -> Refusal {
@@ -217,13 +220,16 @@ impl Sandbox {
         drop(inside);
         let killer = Killer(Arc::new(born.process.try_clone().map_err(|e| failed("copy a descriptor", e))?));
         let mounts_of = |born| owners::namespace(born, "mnt").map_err(|e| failed("open its mount namespace", e));
-        let mut sandbox = Self { killer, talk, _mounts: mounts_of(&born)? };
+        let mut sandbox = Self { killer, talk, _mounts: mounts_of(&born)?, landlock: None };
         place(born.pid).map_err(|e| failed("enter its cgroups", e))?;
         sandbox.talk.send(plan, mounts).map_err(|e| failed("tell the inside", e))?;
         sandbox.expect(&Report::Unmapped)?;
         owners::map_payload(&born, ground.outside).map_err(|e| failed("map ids", e))?;
         sandbox.order(&Order::Mapped, &[])?;
-        sandbox.expect(&Report::Prepared)?;
+        match sandbox.report()? {
+            Report::Prepared(applied) => sandbox.landlock = Some(applied),
+            other => return Err(failed("unexpected report", format!("{other:?}"))),
+        }
         Ok(sandbox)
     }
 
@@ -298,6 +304,12 @@ impl Sandbox {
                 | WireError::Io(_),
             ) => None,
         }
+    }
+
+    /// What Landlock adds, for the manifest.
+    #[must_use]
+    pub const fn landlock(&self) -> Option<&landlock::Applied> {
+        self.landlock.as_ref()
     }
 
     /// A handle to end it.
