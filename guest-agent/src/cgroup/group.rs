@@ -249,7 +249,7 @@ impl Group {
         if self.used.is_empty() || matches!(self.tree.is_empty(), Ok(true)) {
             return Ok(());
         }
-        self.tree.kill().map_err(failed("cannot kill all in", path))?;
+        self.tree.kill_by(until).map_err(failed("cannot kill all in", path))?;
         if self.tree.wait_empty(until) {
             return Ok(());
         }

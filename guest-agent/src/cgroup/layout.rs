@@ -313,7 +313,14 @@ fn below(mount: &Mount, own: &Path) -> Option<PathBuf> {
 /// `/proc/cgroups`: name, hierarchy, number of groups, enabled. Newer kernels list v1's controllers only, or have none.
 #[derive(Debug, Default)]
 struct Kernel {
-    enabled: BTreeMap<String, bool>,
+    listed: BTreeMap<String, Listed>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Listed {
+    enabled: bool,
+    /// To a tree of v1, whether mounted here or not: v2 cannot have it.
+    attached: bool,
 }
 
 impl Kernel {
@@ -321,21 +328,22 @@ impl Kernel {
         let line = |line: &str| {
             let mut words = line.split_whitespace();
             let name = words.next().filter(|name| !name.starts_with('#'))?.to_owned();
-            Some((name, words.nth(2)? != "0"))
+            let attached = words.next()? != "0";
+            Some((name, Listed { enabled: words.nth(1)? != "0", attached }))
         };
-        Self { enabled: text.lines().filter_map(line).collect() }
+        Self { listed: text.lines().filter_map(line).collect() }
     }
 
+    /// `v2`: why that is no alternative, if the whole of it is not.
     fn why_not(&self, part: Part, on_v1: Absence, v2: Option<&Absence>) -> Absence {
-        match (self.enabled.get(part.name()), v2) {
-            (Some(false), _) => Absence::SwitchedOff,
+        match (self.listed.get(part.name()), v2) {
+            (Some(Listed { enabled: false, .. }), _) => Absence::SwitchedOff,
             _ if on_v1 != Absence::NotMounted => on_v1,
-            (Some(true), None) => Absence::NotDelegated,
-            // A missing text proves nothing about the kernel.
-            (None, None) if self.enabled.is_empty() => Absence::NotDelegated,
-            (None, _) if !self.enabled.is_empty() => Absence::NotInKernel,
+            (Some(Listed { attached: true, .. }), _) => Absence::NotMounted,
+            (None, _) if !self.listed.is_empty() => Absence::NotInKernel,
             (_, Some(absence)) => absence.clone(),
-            (None, None) => Absence::NotInKernel,
+            // Also without any list: a missing text proves nothing about the kernel.
+            (_, None) => Absence::NotDelegated,
         }
     }
 }

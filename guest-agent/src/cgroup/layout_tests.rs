@@ -97,6 +97,14 @@ fn what_is_not_delegated_is_said_to_be() {
 }
 
 #[test]
+fn what_v1_holds_and_does_not_show_cannot_be_delegated() {
+    let without: String =
+        HYBRID.mountinfo.lines().filter(|l| !l.contains("/pids")).map(|l| l.to_owned() + "\n").collect();
+    let layout = parse(&Sources { mountinfo: &without, ..HYBRID }, "hugetlb");
+    assert_eq!(at(&layout, Part::Pids), Err(Absence::NotMounted));
+}
+
+#[test]
 fn without_v2_the_freezer_is_the_tree() {
     let layout = parse(&V1_ONLY, "");
     assert_eq!(at(&layout, Part::Tree), one("/sys/fs/cgroup/freezer"));

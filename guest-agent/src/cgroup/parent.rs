@@ -261,7 +261,7 @@ fn clear(homes: &[Home]) -> u64 {
     }
     for group in &left {
         info!(group = %group.path().display(), "ending what an earlier agent left");
-        if let Err(error) = group.kill() {
+        if let Err(error) = group.kill_by(until) {
             warn!(group = %group.path().display(), %error, "a left-over group cannot be killed");
         }
     }

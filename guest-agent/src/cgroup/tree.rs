@@ -91,6 +91,10 @@ impl Tree {
     /// # Errors
     /// `Unsupported` without a freezer; `TimedOut` if one does not stop: the order stands, it stops as soon as it can.
     pub fn freeze(&self) -> io::Result<()> {
+        self.freeze_by(Instant::now() + FREEZE_PATIENCE)
+    }
+
+    fn freeze_by(&self, until: Instant) -> io::Result<()> {
         self.order(true)?;
         let frozen = || -> io::Result<bool> {
             match self.version {
@@ -105,7 +109,6 @@ impl Tree {
                 }
             }
         };
-        let until = Instant::now() + FREEZE_PATIENCE;
         while !frozen()? {
             if Instant::now() >= until {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "not all processes stand still yet"));
@@ -137,6 +140,14 @@ impl Tree {
     /// # Errors
     /// As write(2); `TimedOut` if killing one by one does not come to an end in 5 s. A group that is gone is no error.
     pub fn kill(&self) -> io::Result<()> {
+        self.kill_by(Instant::now() + KILL_PATIENCE)
+    }
+
+    /// The same with another end of patience: the kernel's own kill, or one round of signals, there is in any case.
+    ///
+    /// # Errors
+    /// As [`Self::kill`].
+    pub fn kill_by(&self, until: Instant) -> io::Result<()> {
         if self.version == Version::Two {
             match put(&self.path.join("cgroup.kill"), "1") {
                 Ok(()) => return Ok(()),
@@ -145,7 +156,7 @@ impl Tree {
                 Err(e) => return Err(e),
             }
         }
-        self.kill_one_by_one()
+        self.kill_one_by_one(until)
     }
 
     /// For kernels without `cgroup.kill`. What is frozen can neither fork nor die, so no number can become a stranger's
@@ -153,10 +164,9 @@ impl Tree {
     ///
     /// # Errors
     /// As [`Self::kill`].
-    pub fn kill_one_by_one(&self) -> io::Result<()> {
-        let until = Instant::now() + KILL_PATIENCE;
+    pub fn kill_one_by_one(&self, until: Instant) -> io::Result<()> {
         loop {
-            let frozen = self.freeze().is_ok();
+            let frozen = self.freeze_by(until.min(Instant::now() + FREEZE_PATIENCE)).is_ok();
             if let Some(pids) = self.pids.as_ref().filter(|_| !frozen) {
                 let _ = put(&pids.join("pids.max"), "0");
             }
