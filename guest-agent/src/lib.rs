@@ -5,6 +5,7 @@
 //! port block; [`sandbox`] builds everything else around it; [`link`] makes the record durable at the hypervisor first.
 //! Policy (leases, link session, manifest) is pure code; files, sockets and kernel calls stay at the edges.
 
+pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod config;
