@@ -11,7 +11,11 @@ use std::{
 use serde::Deserialize;
 use vestigo_model::settings::{self, Mistake};
 
-use crate::{lease::Blocks, link::Target};
+use crate::{
+    cgroup::{Cgroups, Limits, Millicores, Part},
+    lease::Blocks,
+    link::Target,
+};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const PATH: &str = "/etc/vestigo/agent.toml";
@@ -118,6 +122,16 @@ pub struct Config {
     pub allow_uids: Option<Vec<u32>>,
     /// Sandboxes that are kept ready.
     pub ready: u16,
+    /// Most memory of one payload in bytes; when absent all but a tenth of the VM's (at least 128 MiB) that the agent and the
+    /// pilot keep.
+    pub memory: Option<u64>,
+    /// Most processes and threads of one payload.
+    pub pids: u32,
+    /// Most processors of one payload, as `"1.5"`; all when absent.
+    #[serde(deserialize_with = "cores")]
+    pub cpus: Option<Millicores>,
+    /// Name of the payloads' parent cgroup below the agent's own.
+    pub cgroup: String,
 }
 
 impl Default for Config {
@@ -138,6 +152,10 @@ impl Default for Config {
             spool_bytes: 8 << 20,
             allow_uids: None,
             ready: 4,
+            memory: None,
+            pids: 4096,
+            cpus: None,
+            cgroup: "vestigo".into(),
         }
     }
 }
@@ -209,6 +227,21 @@ impl Config {
                 format!("{} is not a number of seconds between 0.1 and 3600", self.ack_timeout),
             ));
         }
+        let limits = Limits { memory: self.memory, pids: Some(self.pids), cpu: self.cpus };
+        limits.check().map_err(|error| {
+            let key = if self.pids == 0 {
+                "pids"
+            } else if self.memory.is_some() {
+                "memory"
+            } else {
+                "cpus"
+            };
+            (key, error.to_string())
+        })?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.cgroup.is_empty() || self.cgroup.len() > 64 || !self.cgroup.chars().all(plain) {
+            return Err(("cgroup", format!("{:?} is no name; use letters, digits, - and _", self.cgroup)));
+        }
         if !(65_536..=1 << 30).contains(&self.spool_bytes) {
             return Err(("spool_bytes", format!("{} is not between 65536 and 1073741824", self.spool_bytes)));
         }
@@ -235,6 +268,15 @@ impl Config {
         Ok(())
     }
 
+    /// What a payload may use, as far as this machine can limit it.
+    #[must_use]
+    pub fn limits(&self, cgroups: Option<&Cgroups>) -> Limits {
+        let memory = self.memory.or_else(most_memory);
+        let wanted = Limits { memory, pids: Some(self.pids), cpu: self.cpus };
+        let missing = cgroups.map_or_else(|| Part::LIMITS.to_vec(), |cgroups| cgroups.missing(&wanted));
+        missing.into_iter().fold(wanted, Limits::without)
+    }
+
     /// The lease range, cut.
     #[must_use]
     pub fn blocks(&self) -> Option<Blocks> {
@@ -246,6 +288,13 @@ impl Config {
     pub fn ack_patience(&self) -> Duration {
         Duration::try_from_secs_f64(self.ack_timeout).unwrap_or(Duration::from_secs(10))
     }
+}
+
+fn most_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let total = total.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
+    Some(total.saturating_sub((total / 10).max(128 << 20)).max(total / 2))
 }
 
 /// What the sandbox makes itself must not be covered by the VM's own, and `/run` and `/dev` hold the agent's means.
@@ -260,6 +309,21 @@ fn exposable(path: &Path) -> bool {
 fn key_of(text: &str, line: usize) -> String {
     let line = text.lines().nth(line.saturating_sub(1)).unwrap_or_default();
     line.split('=').next().unwrap_or_default().trim().chars().take(64).collect()
+}
+
+/// As people write it, `"1.5"` or `2`.
+fn cores<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Millicores>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Cores {
+        Text(String),
+        Whole(u32),
+    }
+    let text = match Cores::deserialize(deserializer)? {
+        Cores::Text(text) => text,
+        Cores::Whole(number) => number.to_string(),
+    };
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 impl<'de> Deserialize<'de> for Target {

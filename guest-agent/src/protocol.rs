@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Exit, Lease, PayloadId, PayloadUid, PilotId, Trust, User, Vo};
 
-use crate::{shape::Shape, status::Status};
+use crate::{cgroup::Events, shape::Shape, status::Status};
 
 /// Where the daemon listens.
 pub const SOCKET: &str = "/run/vestigo/agent.sock";
@@ -99,6 +99,9 @@ pub enum Reply {
         uid: PayloadUid,
         /// How.
         exit: Exit,
+        /// What it used, and which limits it ran into.
+        #[serde(default)]
+        usage: Events,
     },
     /// Answer to [`Request::Status`].
     Status(Box<Status>),

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{protocol::Refusal, sandbox::mounts::OWN};
+use crate::{cgroup::Limits, protocol::Refusal, sandbox::mounts::OWN};
 
 /// Most folders and files that one caller may show its payload.
 pub const MAX_BINDS: usize = 16;
@@ -16,32 +16,6 @@ pub struct Bind {
     pub target: PathBuf,
     /// Whether the payload may write.
     pub writable: bool,
-}
-
-/// Most of the VM that a payload gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Share {
-    /// Memory in bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<u64>,
-    /// Processes and threads.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pids: Option<u32>,
-    /// Processor time, in thousandths of one processor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub millicpus: Option<u32>,
-}
-
-impl Share {
-    /// What was asked for, else what `other` says.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self {
-            memory: self.memory.or(other.memory),
-            pids: self.pids.or(other.pids),
-            millicpus: self.millicpus.or(other.millicpus),
-        }
-    }
 }
 
 /// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind,
@@ -64,7 +38,7 @@ pub struct Shape {
     /// Host name inside.
     pub hostname: Option<String>,
     /// Limits other than the VM's usual ones.
-    pub share: Share,
+    pub limits: Limits,
     /// A bearer token for the payload rides along.
     pub token: bool,
 }
@@ -96,6 +70,7 @@ impl Shape {
             return Err(Refusal::caller(format!("--chdir {}: give an absolute path inside", directory.display())));
         }
         let named = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        self.limits.check().map_err(|e| Refusal::caller(e.to_string()))?;
         match &self.hostname {
             Some(name) if name.is_empty() || name.len() > 63 || !name.chars().all(named) => {
                 Err(Refusal::caller(format!("--hostname {name:?}: use at most 63 letters, digits, dots and hyphens")))

@@ -181,7 +181,7 @@ fn a_payload_sees_nothing_of_others() {
          ls /tmp | wc -l; touch /usr/x 2>&1 | grep -c 'Read-only'; touch /etc/x /dev/x /x 2>&1 | grep -c Read-only; \
          grep -E 'Cap(Eff|Bnd|Prm)' /proc/self/status | grep -vc 0000000000000000; grep NoNewPrivs /proc/self/status; \
          ls /proc/self/fd | wc -l; env | sort | cut -d= -f1 | tr '\\n' ' '; echo; cat /proc/1/environ 2>&1 | grep -c denied; ls /dev | tr '\\n' ' '; echo; \
-         cat /proc/self/uid_map; unshare -Un true 2>&1 | grep -c 'No space'; \
+         cat /proc/self/uid_map; unshare -Un true 2>&1 | grep -c 'not permitted'; \
          perl -MSocket -e 'socket(S, PF_INET, SOCK_RAW, 1) or print \"raw: $!\\n\"'; kill -9 1; cat /proc/1/exe 2>&1 | grep -c denied; echo alive",
         secret.display(),
         world.path("run").display()
@@ -199,8 +199,10 @@ fn a_payload_sees_nothing_of_others() {
     assert_eq!(lines[13].trim(), "HOME LANG LOGNAME MARK PATH PWD TERM USER VESTIGO_PAYLOAD_UID", "{said}");
     assert_eq!(lines[14], "1", "{said}");
     let devices: Vec<&str> = lines[15].split_whitespace().collect();
-    let expected =
-        ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"];
+    let expected = [
+        "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom",
+        "zero",
+    ];
     assert_eq!(devices, expected, "{said}");
     let map: Vec<u32> = lines[16].split_whitespace().map(|n| n.parse().unwrap()).collect();
     assert!(map[0] == 1000 && map[1] >= 200_000 && map[2] == 1, "{said}");

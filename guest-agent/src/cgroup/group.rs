@@ -19,6 +19,7 @@ use super::{
     put,
     tree::remove,
 };
+use serde::{Deserialize, Serialize};
 
 /// Longest wait for processes to die, and then for folders to go, when a group is removed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 100;
 
 /// What a payload used, and which limits it ran into. `None` is "not counted here".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Events {
     /// Processes that the kernel killed for want of memory.
     pub oom_kills: Option<u64>,

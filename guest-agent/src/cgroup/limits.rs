@@ -2,6 +2,8 @@
 
 use std::{fmt, io, path::Path, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     CgroupError,
     layout::{Part, Version},
@@ -16,7 +18,8 @@ const PERIOD: u32 = 100_000;
 const MILLICORES: std::ops::RangeInclusive<u32> = 10..=10_000_000;
 
 /// Processor time, in thousandths of one core. Reads and writes `1.5`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Millicores(pub u32);
 
 impl FromStr for Millicores {
@@ -45,7 +48,8 @@ impl fmt::Display for Millicores {
 }
 
 /// What a payload may use; `None` is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Memory in bytes, at least 1 MiB. Swap is off with it. When it is not enough the kernel kills: on v2 all of the
     /// payload, on v1 its largest process.
@@ -66,6 +70,12 @@ impl Limits {
             Part::Cpu => self.cpu.is_some(),
             Part::Tree | Part::Freezer => false,
         }
+    }
+
+    /// These, and where they say nothing, `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { memory: self.memory.or(other.memory), pids: self.pids.or(other.pids), cpu: self.cpu.or(other.cpu) }
     }
 
     /// The same without one: for a caller that does without what the machine does not have.

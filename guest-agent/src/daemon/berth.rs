@@ -2,7 +2,9 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,6 +14,7 @@ use vestigo_model::{Lease, PayloadUid};
 
 use super::state::{Shared, State};
 use crate::{
+    cgroup::{Group, Limits},
     lease::Slot,
     network::{Namespace, Plan as Network, settle},
     protocol::Refusal,
@@ -90,12 +93,20 @@ impl Drop for Leased {
     }
 }
 
+/// Ways for PID 1 into its groups, opened with the daemon's rights.
+fn doors(group: &Group) -> Result<Vec<File>, Refusal> {
+    let open = |path: PathBuf| File::options().write(true).open(path);
+    let doors: std::io::Result<Vec<File>> = group.doors().into_iter().map(open).collect();
+    doors.map_err(|e| Refusal::system(format!("a payload's cgroup cannot be entered: {e}")))
+}
+
 /// Makes the mounts of a payload that are not the usual ones; told its uid outside and the usual three.
 pub(super) type Mounts<'a> = &'a dyn Fn(u32, [OwnedFd; 3]) -> Result<Vec<OwnedFd>, Refusal>;
 
 /// Fields are dropped in this order: first the processes, then their files, then their network.
 pub(super) struct Berth {
     pub sandbox: Sandbox,
+    pub group: Option<Group>,
     scratch: Scratch,
     leased: Leased,
 }
@@ -112,11 +123,14 @@ impl Berth {
             Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
         })?;
         let private = scratch.mounts().map_err(|e| Refusal::system(e.to_string()))?;
+        let group = state.group(&name)?;
+        let doors = group.as_ref().map(doors).transpose()?.unwrap_or_default();
         let mounts = mounts(outside, private)?;
-        let mounts: Vec<_> = mounts.iter().map(AsFd::as_fd).collect();
-        let ground = Ground { network: line.namespace.fd(), cgroup: None, outside };
-        let sandbox = Sandbox::prepare(&state.forker, ground, |_| Ok(()), plan, &mounts)?;
-        let mut berth = Self { sandbox, scratch, leased };
+        let fds: Vec<_> = doors.iter().map(AsFd::as_fd).chain(mounts.iter().map(AsFd::as_fd)).collect();
+        let plan = sandbox::Plan { doors: doors.len(), ..plan.clone() };
+        let ground = Ground { network: line.namespace.fd(), cgroup: group.as_ref().and_then(Group::v2_fd), outside };
+        let sandbox = Sandbox::prepare(&state.forker, ground, &plan, &fds)?;
+        let mut berth = Self { sandbox, group, scratch, leased };
         berth.settle();
         Ok(berth)
     }
@@ -132,8 +146,13 @@ impl Berth {
         }
     }
 
-    /// Its payload is known.
-    pub(super) fn name(&mut self, uid: PayloadUid) -> Result<(), Refusal> {
+    /// Its payload is known, and what it may use.
+    pub(super) fn name(&mut self, uid: PayloadUid, limits: &Limits) -> Result<(), Refusal> {
+        if let Some(group) = &mut self.group
+            && group.limits() != limits
+        {
+            group.set(limits).map_err(|e| Refusal::system(e.to_string()))?;
+        }
         self.scratch
             .name(&uid.to_string())
             .map_err(|e| Refusal::system(format!("a home folder cannot be renamed: {e}")))

@@ -34,6 +34,7 @@ use self::{
     state::{Shared, State},
 };
 use crate::{
+    cgroup::{Cgroups, Layout, Part},
     config::Config,
     link::{Link, RecordError, worker},
     network::{NetworkError, Networks},
@@ -136,6 +137,7 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
     let root = config.state_dir.join("root");
     fs::create_dir_all(&root).map_err(start("make the sandbox root"))?;
     let template = Template { root, expose: config.expose.clone(), resolvers: resolvers() };
+    let cgroups = cgroups(&config)?;
     let forker = Forker::start(template).map_err(|e| start("prepare for sandboxes")(io::Error::other(e)))?;
     let spool = worker::spool_path(&config.state_dir);
     let (link, orphans) = Link::start(config.link.clone(), &spool, boot, agent, config.spool_bytes)
@@ -144,7 +146,19 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
         warn!(%uid, "a payload of an earlier life of the agent is recorded as lost");
         link.record(Claim::PayloadEnd { uid, exit: Exit::Lost, silent: false })?;
     }
-    State::new(config, boot, networks, link, forker).map_err(start("restore the leases"))
+    State::new(config, boot, networks, link, forker, cgroups).map_err(start("restore the leases"))
+}
+
+/// Without groups payloads run all the same, without limits, and their records say so.
+fn cgroups(config: &Config) -> Result<Option<Cgroups>, DaemonError> {
+    match Cgroups::start(&Layout::detect(), &config.cgroup) {
+        Ok(cgroups) if cgroups.has(Part::Tree) => Ok(Some(cgroups)),
+        Ok(_) => {
+            warn!("this VM lets nobody make cgroups: payloads have no limits on memory, processes and processor time");
+            Ok(None)
+        }
+        Err(error) => Err(start("make the payloads' cgroups")(io::Error::other(error))),
+    }
 }
 
 /// The VM's name servers without those on its loopback, which a payload's network namespace cannot reach.

@@ -17,6 +17,7 @@ use super::{
     state::{Shared, State},
 };
 use crate::{
+    cgroup::Group,
     config::FailMode,
     link::{Receipt, session::Verdict},
     protocol::{ExecRequest, Message, Refusal, Reply},
@@ -82,8 +83,9 @@ impl<'a> Started<'a> {
         let fds = Descriptors::take(client, peer, &request.shape)?;
         let pilot = check(&request, peer)?;
         await_host(state)?;
+        let limits = state.limits(request.shape.limits)?;
         let mut berth = moor(state, &request.shape, &fds)?;
-        berth.name(uid)?;
+        berth.name(uid, &limits)?;
         let listed = Listed { state, uid };
         state.enter(live(uid, &request, &pilot, berth.leases(), peer), berth.sandbox.killer());
         let programs = berth.sandbox.load(to_run(&request, uid), &fds.stdio.each_ref().map(AsFd::as_fd))?;
@@ -117,8 +119,9 @@ impl<'a> Started<'a> {
         if let Err(error) = finished {
             warn!(uid = %self.listed.uid, %error, "the end of a sandbox could not be seen");
         }
+        let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         end(self.listed.state, self.listed.uid, exit, self.berth.silent());
-        let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit }, &[]);
+        let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage }, &[]);
         exit
     }
 
@@ -219,6 +222,7 @@ fn moor(state: &Shared, shape: &Shape, fds: &Descriptors) -> Result<Berth, Refus
     let extras = shape.binds.iter().map(|bind| Extra::Tree(bind.target.clone()));
     let extras = extras.chain(shape.tmpfs.iter().cloned().map(Extra::Tmpfs));
     let plan = sandbox::Plan {
+        doors: 0,
         extras: extras.collect(),
         foreign: shape.rootfs,
         nested: shape.nested,

@@ -15,10 +15,12 @@ use vestigo_model::{BootId, PayloadUid};
 
 use super::berth::Pool;
 use crate::{
+    cgroup::{Cgroups, Group, Limits, Part},
     config::Config,
     lease::{Blocks, Exhausted, Leases, Slot, Snapshot},
     link::Link,
     network::{Networks, Plan},
+    protocol::Refusal,
     sandbox::{Killer, forker::Forker},
     status::{LivePayload, Status},
 };
@@ -43,6 +45,10 @@ pub struct State {
     pub forker: Forker,
     /// Sandboxes that wait for their payload.
     pub(super) pool: Pool,
+    /// Parent groups of all payloads; `None` where the VM lets nobody make groups.
+    cgroups: Option<Cgroups>,
+    /// What a payload may use unless its pilot says otherwise.
+    usual: Limits,
 }
 
 /// Leases as they are kept between two lives of the agent.
@@ -66,7 +72,14 @@ impl State {
     ///
     /// # Errors
     /// The lease file is there and cannot be read.
-    pub fn new(config: Config, boot: BootId, networks: Networks, link: Link, forker: Forker) -> io::Result<Self> {
+    pub fn new(
+        config: Config,
+        boot: BootId,
+        networks: Networks,
+        link: Link,
+        forker: Forker,
+        cgroups: Option<Cgroups>,
+    ) -> io::Result<Self> {
         let blocks = config.blocks().ok_or_else(|| io::Error::other("no port block"))?;
         let mut leases = Leases::new(blocks, Duration::from_secs(config.rest.into()));
         match fs::read(config.state_dir.join("leases.json")) {
@@ -78,8 +91,9 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
+        let usual = config.limits(cgroups.as_ref());
         let (leases, networks, live) = (Mutex::new(leases), Mutex::new(networks), Mutex::default());
-        Ok(Self { config, link, blocks, boot, leases, networks, live, forker, pool: Pool::default() })
+        Ok(Self { config, link, blocks, boot, leases, networks, live, forker, pool: Pool::default(), cgroups, usual })
     }
 
     fn keep(&self, leases: &Leases) -> io::Result<()> {
@@ -110,6 +124,39 @@ impl State {
         if let Err(error) = self.keep(&leases) {
             warn!(%error, "the lease file could not be written; a restart would let this block rest anew");
         }
+    }
+
+    /// A payload's group, with the usual limits.
+    ///
+    /// # Errors
+    /// A sentence for the pilot.
+    pub fn group(&self, name: &str) -> Result<Option<Group>, Refusal> {
+        let create = |cgroups: &Cgroups| cgroups.create(name, &self.usual);
+        self.cgroups.as_ref().map(create).transpose().map_err(|e| Refusal::system(format!("no cgroup: {e}")))
+    }
+
+    /// What a payload may use. What its pilot asks for must be possible here; of the usual limits, what is not was left
+    /// out at start.
+    ///
+    /// # Errors
+    /// A sentence for the pilot.
+    pub fn limits(&self, asked: Limits) -> Result<Limits, Refusal> {
+        let missing = match &self.cgroups {
+            Some(cgroups) => cgroups.missing(&asked),
+            None => Part::LIMITS.into_iter().filter(|part| asked.has(*part)).collect(),
+        };
+        match missing.first() {
+            None => Ok(asked.or(self.usual)),
+            Some(part) => Err(Refusal::system(format!(
+                "this VM has no cgroup controller for the limit on {part}; leave the option out, or boot the VM with it"
+            ))),
+        }
+    }
+
+    /// Parent groups of all payloads.
+    #[must_use]
+    pub const fn cgroups(&self) -> Option<&Cgroups> {
+        self.cgroups.as_ref()
     }
 
     /// The VM's side of the payload networks.

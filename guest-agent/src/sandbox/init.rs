@@ -15,7 +15,7 @@ use std::{
     fs,
     io::{self, Read, Write},
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -40,7 +40,7 @@ use super::{
     HOME, INSIDE, Order, Plan, Report, Run,
     executable::{self, Found, Loaded, Program},
     failure::{StepError, step},
-    landlock::{self, LandlockError},
+    landlock,
     mounts::{self, Extra},
     seccomp::{Filter, Mode},
 };
@@ -62,28 +62,21 @@ impl Filters {
     }
 }
 
-/// What closes behind the payload's last step before exec.
-struct Locks<'a> {
-    landlock: landlock::Prepared,
-    filter: &'a Filter,
-}
-
-impl<'a> Locks<'a> {
-    fn new(plan: &Plan, filters: &'a Filters) -> Result<Self, LandlockError> {
-        let (mode, filter) =
-            if plan.nested { (Mode::Nested, &filters.nested) } else { (Mode::Strict, &filters.strict) };
-        let extras = plan.extras.iter().map(|Extra::Tree(path)| Extra::Tmpfs(path) | path.as_path());
-        let own = [HOME, "/tmp", "/var/tmp", "/dev/shm"].into_iter().map(Path::new);
-        // What is mounted read-only stays so, whatever is allowed here.
-        let writable: Vec<&Path> = own.chain(extras).collect();
-        Ok(Self { landlock: landlock::prepare(&writable, mode)?, filter })
-    }
-
-    /// The pilot gets the errno; these calls fail only where the kernel changed its mind since the agent asked it.
-    fn close(&self) -> nix::Result<()> {
-        self.landlock.restrict().map_err(|_| Errno::EPERM)?;
-        self.filter.apply().map_err(|_| Errno::EPERM)
-    }
+/// Closes what is left open after ids and rights are gone: PID 1 itself needs none of it any more, and the payload inherits it.
+fn lock(plan: &Plan, filters: &Filters) -> Result<landlock::Applied, Refusal> {
+    let failed = |error: String| Refusal { code: code::AGENT, reason: error };
+    let (mode, filter) = if plan.nested { (Mode::Nested, &filters.nested) } else { (Mode::Strict, &filters.strict) };
+    let own = [HOME, "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue"].map(PathBuf::from);
+    // What is mounted read-only stays so, whatever is allowed here.
+    let extras = plan.extras.iter().map(|extra| match extra {
+        Extra::Tree(path) | Extra::Tmpfs(path) => path.clone(),
+    });
+    let writable: Vec<PathBuf> = own.into_iter().chain(extras).collect();
+    let writable: Vec<&Path> = writable.iter().map(PathBuf::as_path).collect();
+    let rules = landlock::prepare(&writable, mode).map_err(|e| failed(e.to_string()))?;
+    rules.restrict().map_err(|e| failed(e.to_string()))?;
+    filter.apply().map_err(|e| failed(e.to_string()))?;
+    Ok(rules.applied().clone())
 }
 
 /// Never returns; what it has to say goes through the channel.
@@ -108,14 +101,14 @@ fn live(talk: &mut Channel, network: OwnedFd, filters: &Filters) -> Result<(), R
     prepare(&plan, talk, &network).map_err(failed)?;
     drop(network);
     confine(&plan, talk).map_err(failed)?;
-    let locks = Locks::new(&plan, filters).map_err(|e| Refusal { code: code::AGENT, reason: e.to_string() })?;
-    if talk.send(&Report::Prepared(locks.landlock.applied().clone()), &[]).is_err() {
+    let applied = lock(&plan, filters)?;
+    if talk.send(&Report::Prepared(applied), &[]).is_err() {
         return Ok(());
     }
     // The daemon went away, or has no use for this one.
     let Ok(Order::Run(run)) = talk.receive() else { return Ok(()) };
     let Some(stdio) = stdio(talk) else { return Ok(()) };
-    serve(&locks, &run, talk, stdio)
+    serve(&run, talk, stdio)
 }
 
 fn stdio(talk: &mut Channel) -> Option<Vec<OwnedFd>> {
@@ -126,12 +119,16 @@ fn stdio(talk: &mut Channel) -> Option<Vec<OwnedFd>> {
 
 /// Everything that needs the VM's root.
 fn prepare(plan: &Plan, talk: &mut Channel, network: &OwnedFd) -> Result<(), StepError> {
+    let mut next = || talk.take_fd().ok_or_else(|| step("take the mounts")(io::Error::other("too few came")));
+    for _ in 0..plan.doors {
+        // "0" is whoever writes: nobody else has to stop for a process with one thread that moves itself.
+        fs::File::from(next()?).write_all(b"0").map_err(step("enter a cgroup"))?;
+    }
     setns(network, CloneFlags::CLONE_NEWNET).map_err(step("enter the network namespace"))?;
     // Only now that it stands in its own cgroups, so that these are the roots of what it sees.
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make a cgroup namespace"))?;
     sethostname(&plan.hostname).map_err(step("name the host"))?;
     sys::new_session_keyring().map_err(step("leave the session keyring"))?;
-    let mut next = || talk.take_fd().ok_or_else(|| step("take the mounts")(io::Error::other("too few came")));
     let private = [next()?, next()?, next()?];
     let mut extras = Vec::new();
     for extra in &plan.extras {
@@ -169,7 +166,7 @@ fn limit_namespaces(kind: &str, most: &str) -> Result<(), StepError> {
     fs::write(format!("/proc/sys/user/max_{kind}_namespaces"), most).map_err(step("limit nested namespaces"))
 }
 
-fn serve(locks: &Locks<'_>, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+fn serve(run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
     let agent =
         |what: &'static str| move |error: Errno| Refusal { code: code::AGENT, reason: format!("{what}: {error}") };
     chdir(run.directory.as_path())
@@ -190,7 +187,7 @@ fn serve(locks: &Locks<'_>, run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) ->
     }
     // The daemon went away, or decided against it.
     let Ok(Order::Go) = talk.receive() else { return Ok(()) };
-    let (payload, mut failure) = spawn(locks, run, &fds, &programs).map_err(agent("start the payload"))?;
+    let (payload, mut failure) = spawn(run, &fds, &programs).map_err(agent("start the payload"))?;
     // Nothing but the payload keeps the pilot's pipes open.
     drop((programs, fds));
     let mut errno = [0; 4];
@@ -231,19 +228,19 @@ fn watch_signals() -> nix::Result<SignalFd> {
 }
 
 /// Forks the payload. The pipe gives an errno if exec fails and ends empty if it succeeds.
-fn spawn(locks: &Locks<'_>, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
+fn spawn(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
     let (failure, fail) = pipe2(OFlag::O_CLOEXEC)?;
     if let Some(payload) = sys::fork_single_threaded()? {
         drop(fail);
         return Ok((payload, failure.into()));
     }
-    let Err(errno) = become_payload(locks, run, fds, programs);
+    let Err(errno) = become_payload(run, fds, programs);
     let mut fail = fs::File::from(fail);
     let _ = fail.write_all(&(errno as i32).to_ne_bytes());
     sys::exit_now(127)
 }
 
-fn become_payload(locks: &Locks<'_>, run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
+fn become_payload(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
     setsid()?;
     let arguments = programs.arguments(&run.command);
     let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
@@ -255,7 +252,6 @@ fn become_payload(locks: &Locks<'_>, run: &Run, fds: &[OwnedFd], programs: &Load
     place_descriptors(fds)?;
     sys::default_signals()?;
     SigSet::empty().thread_set_mask()?;
-    locks.close()?;
     execveat(programs.runs(), c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
 }
 

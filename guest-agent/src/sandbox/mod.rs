@@ -29,7 +29,6 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Executable, Exit};
@@ -56,10 +55,12 @@ const BUILD_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest wait for killed processes to be gone. What is stuck in the kernel for longer is reported and left.
 const DEATH_PATIENCE: Duration = Duration::from_secs(20);
 
-/// What PID 1 has to know to prepare. Descriptors ride along in this order: the mounts of the home and the two temporary folders, one
+/// What PID 1 has to know to prepare. Descriptors ride along in this order: the doors, the mounts of the home and the two temporary folders, one
 /// for each [`Extra::Tree`], then the foreign root if there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
+    /// How many files of cgroups (v1, `tasks`) it is to enter by.
+    pub doors: usize,
     /// Mounts that the payload asks for.
     pub extras: Vec<Extra>,
     /// Another system's root takes the place of the VM's.
@@ -72,7 +73,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { extras: Vec::new(), foreign: false, nested: false, hostname: HOSTNAME.to_owned() }
+        Self { doors: 0, extras: Vec::new(), foreign: false, nested: false, hostname: HOSTNAME.to_owned() }
     }
 }
 
@@ -203,26 +204,19 @@ pub struct Ground<'a> {
 }
 
 impl Sandbox {
-    /// Builds a sandbox up to the point where a payload can be named. `place` puts PID 1 into its cgroups before it does anything.
-    /// `mounts` are the plan's descriptors.
+    /// Builds a sandbox up to the point where a payload can be named.
+    /// `fds` are the plan's descriptors.
     ///
     /// # Errors
     /// A sentence for the pilot.
-    pub fn prepare(
-        forker: &Forker,
-        ground: Ground<'_>,
-        place: impl FnOnce(Pid) -> io::Result<()>,
-        plan: &Plan,
-        mounts: &[BorrowedFd<'_>],
-    ) -> Result<Self, Refusal> {
+    pub fn prepare(forker: &Forker, ground: Ground<'_>, plan: &Plan, fds: &[BorrowedFd<'_>]) -> Result<Self, Refusal> {
         let (talk, inside) = Channel::pair().map_err(|e| failed("socket pair", e))?;
         let born = forker.init(inside.as_fd(), ground.network, ground.cgroup).map_err(|e| failed("fork", e))?;
         drop(inside);
         let killer = Killer(Arc::new(born.process.try_clone().map_err(|e| failed("copy a descriptor", e))?));
         let mounts_of = |born| owners::namespace(born, "mnt").map_err(|e| failed("open its mount namespace", e));
         let mut sandbox = Self { killer, talk, _mounts: mounts_of(&born)?, landlock: None };
-        place(born.pid).map_err(|e| failed("enter its cgroups", e))?;
-        sandbox.talk.send(plan, mounts).map_err(|e| failed("tell the inside", e))?;
+        sandbox.talk.send(plan, fds).map_err(|e| failed("tell the inside", e))?;
         sandbox.expect(&Report::Unmapped)?;
         owners::map_payload(&born, ground.outside).map_err(|e| failed("map ids", e))?;
         sandbox.order(&Order::Mapped, &[])?;

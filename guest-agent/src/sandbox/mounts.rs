@@ -119,6 +119,10 @@ fn special(root: &Path) -> Result<()> {
     mount(Some("devpts"), &pts, Some("devpts"), quiet, Some("newinstance,ptmxmode=0666,mode=0620"))
         .map_err(step("mount /dev/pts"))?;
     tmpfs(&below(root, Path::new("/dev/shm")), PRIVATE, "mode=1777,size=50%")?;
+    // Of the payload's own IPC namespace. Landlock lets queues be used only where their file system is named.
+    let queues = below(root, Path::new("/dev/mqueue"));
+    mount(Some("mqueue"), &queues, Some("mqueue"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>)
+        .map_err(step("mount /dev/mqueue"))?;
     // Not masked: a payload may make a PID namespace of its own only below a whole /proc, and what is masked elsewhere is
     // root's alone to read.
     let proc = below(root, Path::new("/proc"));
@@ -368,6 +372,7 @@ fn devices(root: &Path) -> Result<()> {
     }
     folder(&dev.join("pts"))?;
     folder(&dev.join("shm"))?;
+    folder(&dev.join("mqueue"))?;
     let links =
         [("pts/ptmx", "ptmx"), ("/proc/self/fd", "fd"), ("fd/0", "stdin"), ("fd/1", "stdout"), ("fd/2", "stderr")];
     for (target, name) in links {

@@ -229,10 +229,12 @@ impl World {
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let text = format!(
-            "link = \"unix:{}\"\nstate_dir = \"{}\"\nscratch_dir = \"{}\"\n{config}\n",
+            "link = \"unix:{}\"\nstate_dir = \"{}\"\nscratch_dir = \"{}\"\ncgroup = \"{}\"\n{config}\n",
             at("host.sock"),
             at("run"),
-            at("scratch")
+            at("scratch"),
+            // As many agents at once as there are tests.
+            folder.path().file_name().unwrap().to_string_lossy().replace('.', "vestigo-test-")
         );
         fs::write(folder.path().join("agent.toml"), text).unwrap();
         let daemon = spawn_daemon(folder.path());
