@@ -68,7 +68,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_text_matches_itself_and_a_star(text in "[^*?]{0,40}") {
-            prop_assert!(matches(&text, &text) && matches(&text, "*") && matches(&text, &format!("{text}*")));
+            let longer = text.clone() + "*";
+            prop_assert!(matches(&text, &text) && matches(&text, "*") && matches(&text, &longer));
         }
     }
 }
