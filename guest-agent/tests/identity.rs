@@ -162,27 +162,44 @@ fn keys_of_other_kinds_are_refused_by_name() {
     }
 }
 
+fn framed(bytes: &[u8]) -> Vec<u8> {
+    [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
+}
+
 /// What a security key with a touch makes, made in software: OpenSSH checks it too.
-#[test]
-fn a_security_key_signs_a_task() {
-    let framed = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat();
-    let secret = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
-    let kind = framed(b"sk-ssh-ed25519@openssh.com");
-    let blob = [kind.clone(), framed(secret.verifying_key().as_bytes()), framed(b"ssh:")].concat();
-    let hash = Digest::of(statement().as_bytes()).0;
+fn security_key(kind: &str, public: &[u8], sign: impl Fn(&[u8]) -> Vec<u8>) {
+    let kind_frame = framed(kind.as_bytes());
+    let blob = [kind_frame.as_slice(), public, &framed(b"ssh:")].concat();
     let named = [framed(b"task@vestigo"), framed(b""), framed(b"sha256")].concat();
-    let inner = [b"SSHSIG".to_vec(), named.clone(), framed(&hash)].concat();
+    let inner = [b"SSHSIG".to_vec(), named.clone(), framed(&Digest::of(statement().as_bytes()).0)].concat();
     let trailer = [&[1][..], &9u32.to_be_bytes()].concat();
     let message = [&Digest::of(b"ssh:").0[..], &trailer, &Digest::of(&inner).0].concat();
-    let made = [kind, framed(&secret.sign(&message).to_bytes()), trailer].concat();
+    let made = [kind_frame, framed(&sign(&message)), trailer].concat();
     let whole = [b"SSHSIG".to_vec(), 1u32.to_be_bytes().to_vec(), framed(&blob), named, framed(&made)].concat();
     let text = Base64::encode_string(&whole);
     let lines: Vec<_> = text.as_bytes().chunks(70).map(|l| str::from_utf8(l).unwrap()).collect();
     let armored = format!("-----BEGIN SSH SIGNATURE-----\n{}\n-----END SSH SIGNATURE-----\n", lines.join("\n"));
-    let public = format!("sk-ssh-ed25519@openssh.com {}", Base64::encode_string(&blob));
+    let public = format!("{kind} {}", Base64::encode_string(&blob));
     let signers = format!("{PRINCIPAL} {public}");
     assert!(Desk::new().openssh_accepts(&signers, PRINCIPAL, statement().as_bytes(), armored.as_bytes()));
     verify_as(&statement(), armored.as_bytes(), &trusted(&public), |_, _| ()).unwrap();
+    let changed = statement().replace("atlas", "cms");
+    assert!(verify_as(&changed, armored.as_bytes(), &trusted(&public), |_, _| ()).is_err());
+}
+
+#[test]
+fn security_keys_sign_a_task() {
+    let public = framed(ed().verifying_key().as_bytes());
+    security_key("sk-ssh-ed25519@openssh.com", &public, |message| ed().sign(message).to_bytes().to_vec());
+    let point = ec().verifying_key().to_encoded_point(false);
+    let public = [framed(b"nistp256"), framed(point.as_bytes())].concat();
+    security_key("sk-ecdsa-sha2-nistp256@openssh.com", &public, |message| {
+        let signature: p256::ecdsa::Signature = p256::ecdsa::signature::Signer::sign(&ec(), message);
+        let halves = signature.to_bytes();
+        // A positive number has no leading one bit.
+        let number = |half: &[u8]| framed(&if half[0] < 128 { half.to_vec() } else { [&[0], half].concat() });
+        [number(&halves[..32]), number(&halves[32..])].concat()
+    });
 }
 
 #[test]
