@@ -28,6 +28,8 @@ pub enum Command {
     Exec(Box<Exec>),
     /// Show the link to the hypervisor and the running payloads
     Status(StatusArgs),
+    /// Tasks that users sign: write a statement, print its digests, check one
+    Task(crate::identity::cli::Task),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

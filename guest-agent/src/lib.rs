@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod identity;
 pub mod lease;
 pub mod link;
 pub mod network;

@@ -8,7 +8,7 @@ use guest_agent::{
     cli::{Cli, Command, Daemon},
     client,
     config::{self, Config},
-    daemon,
+    daemon, identity,
     protocol::code,
     sandbox,
 };
@@ -32,6 +32,13 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Daemon(options) => run_daemon(&options),
         Command::Exec(options) => client::exec(*options).into(),
+        Command::Task(options) => match identity::cli::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("guest-agent: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Man { folder } => match clap_mangen::generate_to(Cli::command(), folder) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
