@@ -28,7 +28,7 @@ use crate::{
     config::FailMode,
     lease::Slot,
     link::{Receipt, session::Verdict},
-    network::{Namespace, Plan, settle},
+    network::{Namespace, Plan},
     protocol::{ExecRequest, Message, Refusal, Reply},
     sandbox::{
         self, Sandbox,
@@ -91,6 +91,12 @@ impl<'a> Leased<'a> {
     }
 }
 
+impl Leased<'_> {
+    fn leases(&self) -> Vec<Lease> {
+        self.namespace.as_ref().map_or_else(Vec::new, Namespace::leases)
+    }
+}
+
 impl Drop for Leased<'_> {
     fn drop(&mut self) {
         let used = self.namespace.is_some() && self.state.networks().remove(&self.plan);
@@ -131,18 +137,15 @@ impl<'a> Started<'a> {
         // Nothing but the payload keeps the pilot's pipes open.
         let facts = Facts { own_work: plan.work_owner.is_some(), exposed: !plan.expose.is_empty() };
         drop(fds);
-        if let Some(namespace) = &mut leased.namespace {
-            settle(|| namespace.carries() && state.networks().carries(&leased.plan));
-        }
         state.arm(uid, sandbox.killer());
-        let claim = claim(uid, request, pilot, executable, &leased.plan, facts);
+        let leases = leased.leases();
+        let claim = claim(uid, request, pilot, executable, leases.clone(), facts);
         let acknowledged = record(state, client, claim)?;
         if let Err(refusal) = sandbox.go() {
             end(state, uid, Exit::NotStarted);
             return Err(refusal);
         }
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
-        let leases = vec![Lease::Ports(leased.plan.ports)];
         // A client that is gone is noticed in a moment.
         let _ = client.send(&Reply::Started { uid, leases, acknowledged }, &[]);
         Ok(Self { sandbox, _scratch: scratch, leased, uid })
@@ -359,7 +362,7 @@ fn claim(
     request: ExecRequest,
     pilot: PilotId,
     executable: Executable,
-    plan: &Plan,
+    leases: Vec<Lease>,
     facts: Facts,
 ) -> PayloadClaim {
     PayloadClaim {
@@ -371,7 +374,7 @@ fn claim(
         trust: request.trust,
         executable: Some(executable),
         command: cut(request.command),
-        leases: vec![Lease::Ports(plan.ports)],
+        leases,
         isolation: manifest(facts),
     }
 }

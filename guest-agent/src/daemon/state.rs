@@ -36,7 +36,7 @@ pub struct State {
     pub blocks: Blocks,
     boot: BootId,
     leases: Mutex<Leases>,
-    networks: Mutex<Networks>,
+    networks: Networks,
     live: Mutex<BTreeMap<PayloadUid, (LivePayload, Option<Killer>)>>,
 }
 
@@ -73,7 +73,7 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let (leases, networks, live) = (Mutex::new(leases), Mutex::new(networks), Mutex::default());
+        let (leases, live) = (Mutex::new(leases), Mutex::default());
         Ok(Self { config, link, blocks, boot, leases, networks, live })
     }
 
@@ -108,8 +108,8 @@ impl State {
     }
 
     /// The VM's side of the payload networks.
-    pub fn networks(&self) -> MutexGuard<'_, Networks> {
-        lock(&self.networks)
+    pub fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// What follows from a slot.
