@@ -39,8 +39,6 @@ pub enum Element {
     Source6(Ipv6Addr),
     /// `blocks`: this source leaves as that address, from those ports.
     Block(Ipv4Addr, Ipv4Addr, PortBlock),
-    /// `bound`: counts its connections.
-    Bound,
     /// `pace`: counts how fast it makes them.
     Pace,
 }
@@ -51,7 +49,6 @@ impl Element {
             Self::Source(_) => "inner",
             Self::Source6(_) => "inner6",
             Self::Block(..) => "blocks",
-            Self::Bound => "bound",
             Self::Pace => "pace",
         }
     }
@@ -63,7 +60,7 @@ impl Element {
         match self {
             Self::Source(address) | Self::Block(address, ..) => key.extend(address.octets()),
             Self::Source6(address) => key.extend(address.octets()),
-            Self::Bound | Self::Pace => {}
+            Self::Pace => {}
         }
         key
     }

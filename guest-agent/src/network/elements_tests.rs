@@ -33,11 +33,11 @@ fn a_block_is_encoded_as_nft_does() {
 #[test]
 #[cfg(target_endian = "little")]
 fn addresses_and_bare_interfaces_are_encoded_as_nft_does() {
-    let bytes = remove("vgp3", &[Element::Source6("2001:db8::7".parse().unwrap()), Element::Bound]);
+    let bytes = remove("vgp3", &[Element::Source6("2001:db8::7".parse().unwrap()), Element::Pace]);
     let address = b"\x01\0\0\0\x0c\0\x01\0vestigo\0\x0b\0\x02\0inner6\0\0\
         \x30\0\x03\x80\x2c\0\x01\x80\x28\0\x01\x80\x24\0\x01\0vgp3\0\0\0\0\0\0\0\0\0\0\0\0\
         \x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x07";
-    let bare = b"\x01\0\0\0\x0c\0\x01\0vestigo\0\x0a\0\x02\0bound\0\0\0\
+    let bare = b"\x01\0\0\0\x0c\0\x01\0vestigo\0\x09\0\x02\0pace\0\0\0\0\
         \x20\0\x03\x80\x1c\0\x01\x80\x18\0\x01\x80\x14\0\x01\0vgp3\0\0\0\0\0\0\0\0\0\0\0\0";
     let expected = [
         golden(0x10, 1, 0, &[0, 0, 0, 10]),
@@ -84,7 +84,7 @@ proptest! {
     #[test]
     fn batches_are_whole_messages(first in any::<u16>(), name in "vgp[0-9]{1,12}") {
         let elements =
-            [Element::Bound, Element::Block([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), PortBlock { first, last: first })];
+            [Element::Pace, Element::Block([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), PortBlock { first, last: first })];
         let bytes = add(&name, &elements);
         let (mut rest, mut count) = (bytes.as_slice(), 0);
         while let Some((_, body, after)) = next_message(rest) {

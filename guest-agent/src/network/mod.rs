@@ -32,6 +32,7 @@ use vestigo_model::PortBlock;
 pub use self::namespace::Namespace;
 use self::{
     elements::Element,
+    filter::Filter,
     ipv6::Setting,
     namespace::{GATEWAY_MAC, INSIDE},
     netlink::{Change, End, Netlink},
@@ -104,12 +105,8 @@ impl Plan {
     }
 
     fn elements(&self, outside: Ipv4Addr, address6: Option<Ipv6Addr>) -> Vec<Element> {
-        let mut elements = vec![
-            Element::Bound,
-            Element::Pace,
-            Element::Source(self.inner),
-            Element::Block(self.inner, outside, self.ports),
-        ];
+        let mut elements =
+            vec![Element::Pace, Element::Source(self.inner), Element::Block(self.inner, outside, self.ports)];
         elements.extend(address6.map(Element::Source6));
         elements
     }
@@ -133,6 +130,7 @@ pub struct Networks {
     dns: Ipv4Addr,
     /// How many networks were made.
     made: AtomicU32,
+    filter: Filter,
     around: Mutex<Option<(Instant, Surroundings)>>,
     joined: Mutex<BTreeMap<String, Joined>>,
     /// The name server in the VM that the rules lead to, and the text that follows.
@@ -174,6 +172,7 @@ impl Networks {
             own,
             dns: config.inner_network.dns(),
             made: AtomicU32::new(0),
+            filter: Filter::default(),
             around: Mutex::default(),
             joined: Mutex::default(),
             resolver: Mutex::default(),
@@ -265,7 +264,7 @@ impl Networks {
         let (namespace, mut inside) = Namespace::new(interface.clone(), plan.ports, outside, address6)?;
         let proxy = address6.map(|address| (address, around.index));
         lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy });
-        let result = join(plan, &around, &namespace, &mut inside);
+        let result = join(plan, &around, &self.filter, &namespace, &mut inside);
         if result.is_err() {
             self.remove(plan);
         }
@@ -279,7 +278,7 @@ impl Networks {
         let interface = joined.interface.as_str();
         let elements = plan.elements(joined.outside, joined.proxy.map(|(address, _)| address));
         // The elements first: without them nothing passes in either direction, and they tell what did.
-        let left = filter::remove(interface, &elements);
+        let left = self.filter.remove(interface, &elements);
         if let Err(error) = &left {
             warn!(interface, %error, "a payload's rules could not be removed");
         }
@@ -308,7 +307,13 @@ fn part(plan: &Plan, joined: &Joined) -> io::Result<()> {
     }
 }
 
-fn join(plan: &Plan, around: &Surroundings, namespace: &Namespace, inside: &mut Netlink) -> Result<(), NetworkError> {
+fn join(
+    plan: &Plan,
+    around: &Surroundings,
+    filter: &Filter,
+    namespace: &Namespace,
+    inside: &mut Netlink,
+) -> Result<(), NetworkError> {
     let mut netlink = Netlink::open().map_err(io("open a route socket"))?;
     let name = namespace.interface();
     let here = End { name, mac: GATEWAY_MAC };
@@ -316,7 +321,7 @@ fn join(plan: &Plan, around: &Surroundings, namespace: &Namespace, inside: &mut 
     let link = netlink.link(name).map_err(io("find the VM side"))?;
     let index = link.index;
     let elements = plan.elements(around.uplink.address, namespace.address6);
-    filter::add(name, &elements).map_err(io("add the payload to the packet filter"))?;
+    filter.add(name, &elements).map_err(io("add the payload to the packet filter"))?;
     let mut changes = vec![
         Change::raise(index, settings::kernel_has_ipv6(), true),
         Change::address(index, plan.gateway.into(), 30),

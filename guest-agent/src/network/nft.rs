@@ -103,8 +103,9 @@ fn table(rules: &Rules) -> String {
     .concat()
 }
 
-/// `blocks` and `inner6` count: they are looked up with success once for each connection that leaves. `bound` does not see closed
-/// connections, which the kernel remembers for a while; `pace` bounds how many of those there can be.
+/// `blocks` and `inner6` count: they are looked up with success once for each connection that leaves. `bound` fills itself: the kernel
+/// drops an element that counts nothing, so it cannot be there from the start. It does not see closed connections, which the kernel
+/// remembers for a while; `pace` bounds how many of those there can be.
 fn sets(rules: &Rules) -> String {
     let connections = rules.connections;
     let pace = (connections / 8).max(1);
@@ -112,7 +113,7 @@ fn sets(rules: &Rules) -> String {
         r#"	set inner {{ type ifname . ipv4_addr; }}
 	set inner6 {{ type ifname . ipv6_addr; counter; }}
 	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; counter; }}
-	set bound {{ type ifname; flags dynamic; size 65536; ct count over {connections}; }}
+	set bound {{ type ifname; flags dynamic; size 65536; }}
 	set pace {{ type ifname; flags dynamic; size 65536; limit rate over {pace}/second burst {connections} packets; }}
 "#
     )
@@ -120,7 +121,7 @@ fn sets(rules: &Rules) -> String {
 
 /// Between payload and VM: nothing but name requests, and only with the payload's own source.
 fn guards(rules: &Rules) -> String {
-    let dns = rules.dns;
+    let Rules { dns, connections, .. } = rules;
     format!(
         r#"	chain origin {{
 		type filter hook prerouting priority raw; policy accept;
@@ -133,7 +134,7 @@ fn guards(rules: &Rules) -> String {
 		type nat hook prerouting priority dstnat - 1; policy accept;
 	}}
 	chain newcomer {{
-		iifname @bound counter drop
+		add @bound {{ iifname ct count over {connections} }} counter drop
 		iifname @pace counter drop
 	}}
 	chain input {{
