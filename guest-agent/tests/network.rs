@@ -471,6 +471,33 @@ fn one_payload_cannot_take_the_connections_of_the_others() {
 }
 
 #[test]
+fn an_unused_network_serves_again_and_a_used_one_does_not() {
+    let bed = Bed::dual();
+    let (plan, namespace) = bed.payload(0);
+    let name = namespace.interface().to_owned();
+    // A socket that somebody still holds: not empty. It goes in a moment after it was closed.
+    let held = inside(own(&namespace), || UdpSocket::bind("127.0.0.1:0").unwrap());
+    let namespace = {
+        let gone = bed.networks.renew(&plan, namespace);
+        assert!(matches!(gone, Err(false)), "{gone:?}");
+        drop(held);
+        bed.payload(0).1
+    };
+    assert_ne!(namespace.interface(), name);
+    let (name, leases) = (namespace.interface().to_owned(), namespace.leases());
+    drop(inside(own(&namespace), || UdpSocket::bind("127.0.0.1:0").unwrap()));
+    std::thread::sleep(Duration::from_millis(100));
+    let namespace = bed.networks.renew(&plan, namespace).unwrap();
+    assert_eq!((namespace.interface(), namespace.leases()), (name.as_str(), leases));
+    let udp = bed.udp(9000);
+    send_udp(&namespace, (Ipv4Addr::UNSPECIFIED, 0), (PEER, 9000));
+    assert!(plan.ports.contains(heard(&udp).unwrap().port()));
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(matches!(bed.networks.renew(&plan, namespace), Err(true)));
+    assert!(!bed.payload(0).1.leases().is_empty(), "the slot is free again");
+}
+
+#[test]
 fn the_rules_know_what_the_encoder_says() {
     let bed = Bed::dual();
     let (plan, namespace) = bed.payload(3);

@@ -121,6 +121,12 @@ struct Joined {
     proxy: Option<(Ipv6Addr, u32)>,
 }
 
+impl Joined {
+    fn elements(&self, plan: &Plan) -> Vec<Element> {
+        plan.elements(self.outside, self.proxy.map(|(address, _)| address))
+    }
+}
+
 /// The VM's side of all payload networks. Removing it is left to the next start: rules without payloads harm nobody.
 #[derive(Debug)]
 pub struct Networks {
@@ -275,17 +281,43 @@ impl Networks {
     /// go with the last descriptor of the namespace, so drop it soon: to remove one now would keep all others waiting for 20 ms.
     pub fn remove(&self, plan: &Plan) -> bool {
         let Some(joined) = lock(&self.joined).remove(&plan.interface) else { return true };
-        let interface = joined.interface.as_str();
-        let elements = plan.elements(joined.outside, joined.proxy.map(|(address, _)| address));
         // The elements first: without them nothing passes in either direction, and they tell what did.
-        let left = self.filter.remove(interface, &elements);
-        if let Err(error) = &left {
-            warn!(interface, %error, "a payload's rules could not be removed");
-        }
+        let used = self.shut(plan, &joined);
         if let Err(error) = part(plan, &joined) {
-            warn!(interface, %error, "a payload's address could not be removed");
+            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
         }
-        left.map_or(true, |connections| connections > 0)
+        used
+    }
+
+    /// Instead of [`Self::remove`]: gives a network back for the next payload of the same slot if nothing ever left the VM from it, there
+    /// is no socket in it any more, and it would be made the same way again. That costs next to nothing. The
+    /// payload's processes must be gone.
+    ///
+    /// # Errors
+    /// It was removed; the value is that of `remove`.
+    pub fn renew(&self, plan: &Plan, namespace: Namespace) -> Result<Namespace, bool> {
+        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return Err(true) };
+        let used = self.shut(plan, &joined);
+        let fresh = !used && namespace.is_empty() && self.fits(&namespace);
+        if fresh && self.filter.add(&joined.interface, &joined.elements(plan)).is_ok() {
+            return Ok(namespace);
+        }
+        lock(&self.joined).remove(&plan.interface);
+        if let Err(error) = part(plan, &joined) {
+            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
+        }
+        Err(used)
+    }
+
+    /// Takes the elements out. `true` if a connection had left, or nobody can tell.
+    fn shut(&self, plan: &Plan, joined: &Joined) -> bool {
+        self.filter.remove(&joined.interface, &joined.elements(plan)).map_or_else(
+            |error| {
+                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
+                true
+            },
+            |connections| connections > 0,
+        )
     }
 }
 

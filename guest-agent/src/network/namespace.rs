@@ -3,7 +3,10 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
 };
 
 use nix::sched::{CloneFlags, unshare};
@@ -26,6 +29,8 @@ const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 #[derive(Debug)]
 pub struct Namespace {
     fd: OwnedFd,
+    /// Its own `/proc/net/sockstat`.
+    sockets: fs::File,
     pub(super) interface: String,
     ports: PortBlock,
     pub(super) outside: Ipv4Addr,
@@ -43,6 +48,7 @@ impl Namespace {
         let make = move || {
             unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from).map_err(io("make a network namespace"))?;
             let fd = fs::File::open("/proc/thread-self/ns/net").map_err(io("open the network namespace"))?.into();
+            let sockets = fs::File::open("/proc/thread-self/net/sockstat").map_err(io("open the count of sockets"))?;
             // What leaves must be attributable: without a lease no IPv6 at all, with one no address but that. Absent
             // where the VM has no IPv6.
             let (key, value) = if address6.is_some() { ("accept_ra", "0") } else { ("disable_ipv6", "1") };
@@ -50,7 +56,7 @@ impl Namespace {
             // ping without raw sockets.
             write("net/ipv4/ping_group_range", "0 2147483647")?;
             let netlink = Netlink::open().map_err(io("open a route socket inside"))?;
-            Ok((Self { fd, interface, ports, outside, address6 }, netlink))
+            Ok((Self { fd, sockets, interface, ports, outside, address6 }, netlink))
         };
         let thread = std::thread::Builder::new().name("namespace".into()).stack_size(128 * 1024).spawn(make);
         let thread = thread.map_err(io("start a thread"))?;
@@ -61,6 +67,13 @@ impl Namespace {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether there is no socket in it, of whatever kind, nor the remains of a connection.
+    pub(super) fn is_empty(&self) -> bool {
+        let mut buffer = [0; 1024];
+        let count = self.sockets.read_at(&mut buffer, 0).unwrap_or(0);
+        is_empty(&String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()))
     }
 
     /// The VM's side of its pair.
@@ -82,6 +95,15 @@ impl Namespace {
     }
 }
 
+/// The same, in the text of `/proc/net/sockstat`.
+fn is_empty(text: &str) -> bool {
+    let number = |line: &str, name: &str| {
+        let words = text.lines().find_map(|l| l.strip_prefix(line))?;
+        words.split_whitespace().skip_while(|word| *word != name).nth(1)?.parse::<u64>().ok()
+    };
+    number("sockets:", "used") == Some(0) && number("TCP:", "tw") == Some(0)
+}
+
 /// What has to be done inside. The neighbour is known from the start, so that the payload never has to ask who it is.
 pub(super) fn changes(plan: &Plan, index: u32, address6: Option<Ipv6Addr>) -> Vec<Change> {
     let gateway = IpAddr::V4(plan.gateway);
@@ -96,4 +118,18 @@ pub(super) fn changes(plan: &Plan, index: u32, address6: Option<Ipv6Addr>) -> Ve
         changes.push(Change::default_route(GATEWAY6.into(), Some(index)));
     }
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_empty;
+
+    #[test]
+    fn any_socket_or_time_wait_counts() {
+        let text = |used: u8, tw: u8| {
+            format!("sockets: used {used}\nTCP: inuse 0 orphan 3 tw {tw} alloc 7 mem 1\nUDP: inuse 0 mem 0\n")
+        };
+        assert!(is_empty(&text(0, 0)));
+        assert!(!is_empty(&text(1, 0)) && !is_empty(&text(0, 1)) && !is_empty(""));
+    }
 }
