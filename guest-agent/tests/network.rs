@@ -301,6 +301,19 @@ fn the_vms_own_packets_leave_from_the_block_of_their_user() {
 }
 
 #[test]
+fn a_connection_of_the_vm_survives_the_agents_start() {
+    let peer = network();
+    let listener = peer.inside(|| TcpListener::bind((PEER, 9000)).unwrap());
+    let mut stream = TcpStream::connect((PEER, 9000)).unwrap();
+    let (mut accepted, from) = listener.accept().unwrap();
+    let bed = Bed::on(peer, |config| config.ports = "4096-65535".to_owned().try_into().unwrap());
+    assert!(bed.networks.own_leases().iter().all(|(_, block)| !block.contains(from.port())), "the test says nothing");
+    stream.write_all(b"on").unwrap();
+    accepted.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    accepted.read_exact(&mut [0; 2]).unwrap();
+}
+
+#[test]
 fn every_payload_has_an_ipv6_address_of_its_own() {
     let bed = Bed::dual();
     let (first, one) = bed.payload(0);
@@ -364,6 +377,10 @@ fn without_a_prefix_there_is_no_ipv6() {
     assert!(!addresses.contains("eth0"), "{addresses}");
     let off = Bed::with(|config| config.ipv6 = guest_agent::network::ipv6::Setting::Off);
     assert!(off.networks.no_ipv6().unwrap().contains("off"));
+    // One that the site routes to the VM need not be the uplink's.
+    let routed = Bed::with(|config| config.ipv6 = "fd00:1:2:3::/64".to_owned().try_into().unwrap());
+    let address = routed.payload(0).1.ipv6().unwrap();
+    assert_eq!(address.segments()[..4], [0xfd00, 1, 2, 3]);
 }
 
 #[test]
@@ -513,6 +530,9 @@ fn the_rules_know_what_the_encoder_says() {
         format!("elements = {{ \"{name}\" limit rate over 512/second burst 4096 packets }}"),
     ] {
         assert!(text.contains(&line), "{line} is not in {text}");
+    }
+    for key in ["rp_filter", "route_localnet"] {
+        assert_eq!(fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/{key}")).unwrap().trim(), "1", "{key}");
     }
     bed.networks.remove(&plan);
     assert!(!list().contains("elements = { \"vgp"), "{}", list());

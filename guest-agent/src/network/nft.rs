@@ -186,6 +186,7 @@ fn forward(rules: &Rules) -> String {
 }
 
 /// Who leaves from which ports. Before any other table's translation: the first one that decides, decides for the connection.
+/// A TCP connection of the VM that does not begin with a SYN is older than these rules: translating it would end it.
 fn nat(rules: &Rules) -> String {
     let Rules { ports: Ports { first, last }, system, pilot, inner: Network { base, prefix }, .. } = rules;
     format!(
@@ -195,6 +196,7 @@ fn nat(rules: &Rules) -> String {
 		counter drop
 	}}
 	chain own {{
+		tcp flags & (syn | ack) != syn accept
 		udp sport 68 udp dport 67 accept
 		udp sport 546 udp dport 547 accept
 		meta skuid >= 1000 meta l4proto {{ tcp, udp }} snat to :{pilot}
