@@ -239,7 +239,13 @@ impl Netlink {
     pub fn veth(&mut self, here: End<'_>, there: End<'_>, namespace: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
         let end = |end: End<'_>| {
             let mut message = LinkMessage::default();
-            message.attributes = vec![LinkAttribute::IfName(end.name.into()), LinkAttribute::Mtu(mtu)];
+            // The kernel would make a queue for each processor; a pair uses them for nothing, and they cost.
+            message.attributes = vec![
+                LinkAttribute::IfName(end.name.into()),
+                LinkAttribute::Mtu(mtu),
+                LinkAttribute::NumTxQueues(1),
+                LinkAttribute::NumRxQueues(1),
+            ];
             if end.mac != [0; 6] {
                 message.attributes.push(LinkAttribute::Address(end.mac.to_vec()));
             }
