@@ -353,7 +353,9 @@ fn every_payload_has_an_ipv6_address_of_its_own() {
     assert_eq!(heard(&waiting), None, "the VM itself reached a payload");
     send_udp(&one, (Ipv6Addr::UNSPECIFIED, 0), (VM6, 6000));
     assert_eq!(heard(&vm), None);
-    // The neighbour's and the VM's addresses are of no use.
+    // The neighbour's and the VM's addresses are of no use, not even in a connection that is there.
+    send_udp(&two, (other, 5000), (PEER6, 9000));
+    assert_eq!(heard(&udp).unwrap(), (other, 5000).into());
     inside(own(&one), move || [other, VM6].map(|address| give(address.into())));
     for source in [other, VM6] {
         send_udp(&one, (source, 5000), (PEER6, 9000));
@@ -475,8 +477,11 @@ fn one_payload_cannot_take_the_connections_of_the_others() {
     burst(&one, 200);
     let count = arrived();
     assert!((40..=51).contains(&count), "{count} of 200 with a bound of 50");
+    // By then the bound on new connections a second alone would let all of them through.
+    std::thread::sleep(Duration::from_millis(1600));
     burst(&one, 10);
-    assert_eq!(arrived(), 0, "there is room again though nothing has ended");
+    let count = arrived();
+    assert!(count <= 2, "there is room for {count} again though nothing has ended");
     burst(&two, 10);
     assert_eq!(arrived(), 10, "the neighbour suffers");
     // The next payload of the same slot does not inherit it.
