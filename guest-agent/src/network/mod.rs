@@ -1,8 +1,8 @@
 //! A network namespace per payload, whose packets leave the VM only from the payload's own port block and its own IPv6 address.
 //!
 //! Addresses and names are computed from the slot ([`Plan`]); [`netlink`] makes interfaces; [`nft`] holds the rules, and
-//! [`filter`] the elements in them that are a payload. Nothing here has a lock that is held while the kernel works: many threads may
-//! add and remove at once.
+//! [`filter`] the elements in them that are a payload. Many threads may add and remove at once: no lock is held meanwhile, but for the
+//! look at the VM's own addresses once a second.
 
 pub mod elements;
 pub mod filter;
@@ -199,8 +199,7 @@ impl Networks {
     /// [`NetworkError`].
     pub fn resolv_conf(&self) -> Result<String, NetworkError> {
         let mut known = lock(&self.resolver);
-        if let Some((_, at, text)) = known.as_ref().filter(|(_, at, _)| at.elapsed() < LOOK_AGAIN) {
-            let _ = at;
+        if let Some((_, _, text)) = known.as_ref().filter(|(_, at, _)| at.elapsed() < LOOK_AGAIN) {
             return Ok(text.clone());
         }
         let own = uplink::own_addresses().map_err(io("list addresses"))?;
