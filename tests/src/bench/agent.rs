@@ -40,7 +40,16 @@ pub fn run(program: &Path, groups: &[String]) -> Result<()> {
 /// Executes this program again as the first process of namespaces of its own: whatever it starts ends with it.
 fn enclose() -> Result<()> {
     let mut again = Command::new("unshare");
-    again.args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
+    again.args([
+        "--net",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+    ]);
     again.arg("--").arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1");
     Err(again.exec()).context("cannot run unshare")
 }

@@ -118,11 +118,8 @@ impl Hostd {
         let (guest, host) = (UnixListener::bind(folder.join("host.sock"))?, UnixListener::bind(&channel)?);
         thread::spawn(move || serial_port(&guest, &host));
         let name: HostId = "bench".parse()?;
-        let ledger = WriterOptions {
-            host: name.clone(),
-            max_segment_age: Duration::from_secs(300),
-            max_wal_bytes: 64 << 20,
-        };
+        let ledger =
+            WriterOptions { host: name.clone(), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 };
         let root = folder.join("ledger");
         fs::create_dir_all(&root)?;
         let (recorder, recovered, _thread) = Recorder::start(&root, ledger)?;

@@ -14,8 +14,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Times, figure, progress, quantile,
+    Times, figure,
     host::StandIn,
+    progress, quantile,
     vm::{Agent, PEER, Peer},
 };
 use crate::process;

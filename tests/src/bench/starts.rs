@@ -42,7 +42,19 @@ fn bwrap() -> Command {
     for name in ["/etc/ld.so.cache", "/etc/ssl/certs", "/etc/alternatives", "/etc/localtime"] {
         bwrap.args(["--ro-bind-try", name, name]);
     }
-    bwrap.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--", TRUE]);
+    bwrap.args([
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--setenv",
+        "PATH",
+        "/usr/bin:/bin",
+        "--",
+        TRUE,
+    ]);
     bwrap
 }
 

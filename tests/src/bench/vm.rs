@@ -71,7 +71,8 @@ impl Agent {
     pub(super) fn start(program: &Path, folder: &Path) -> Result<Self> {
         let run = folder.join("run");
         fs::create_dir_all(&run)?;
-        mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mount a state folder")?;
+        mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+            .context("mount a state folder")?;
         // Enough blocks for 50 payloads; else everything as delivered.
         let config = format!(
             "link = \"unix:{0}/host.sock\"\nstate_dir = \"{0}/run\"\nscratch_dir = \"{0}/scratch\"\nports = \"10240-65535\"\n",
