@@ -84,7 +84,9 @@ fn family(head: u32) -> Result<Vec<u32>> {
         // The name in the second field may hold anything, its closing bracket is the last one.
         let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
         let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok());
-        parent.map(|parent| children.entry(parent).or_default().push(pid));
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(pid);
+        }
     }
     let mut all = vec![head];
     let mut next = 0;
