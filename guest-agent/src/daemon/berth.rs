@@ -251,11 +251,15 @@ impl Pool {
     }
 }
 
+/// How many are kept. Few leases are better given to payloads than kept for speed.
+pub(super) fn wanted(state: &State) -> usize {
+    usize::from(state.config.ready.min(state.blocks.count() / 4))
+}
+
 /// Keeps the pool full until it is closed. Runs in a thread of its own.
 pub(super) fn keep_stocked(state: &Shared) {
     let pool = &state.pool;
-    // Few leases are better given to payloads than kept for speed.
-    let wanted = usize::from(state.config.ready.min(state.blocks.count() / 4));
+    let wanted = wanted(state);
     loop {
         let stock = pool.stock();
         let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;

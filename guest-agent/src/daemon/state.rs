@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use vestigo_model::{BootId, PayloadUid};
 
-use super::berth::Pool;
+use super::berth::{self, Pool};
 use crate::{
     cgroup::{Cgroups, Group, Limits, Part},
     config::Config,
@@ -22,7 +22,7 @@ use crate::{
     network::{Networks, Plan},
     protocol::Refusal,
     sandbox::{Killer, forker::Forker},
-    status::{LivePayload, Status},
+    status::{LivePayload, PoolStatus, Status},
 };
 
 /// The state, shared.
@@ -250,7 +250,7 @@ impl State {
             link: self.link.status(),
             // A lease that waits with a prepared sandbox is free to whoever asks.
             leases: (held.saturating_sub(waiting), resting, all),
-            ready,
+            pool: PoolStatus { ready, wanted: berth::wanted(self) },
             payloads,
         }
     }
