@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use vestigo_model::{Attribution, Exit, Flow, LEASE_REST, Payload, PayloadUid, Quality};
+use vestigo_model::{Attribution, BEGAN_BEFORE, Exit, Flow, LEASE_REST, Payload, PayloadUid, Quality};
 
 use crate::reader::Facts;
 
@@ -42,8 +42,11 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     if stored.payload.is_some() {
         return stored.clone();
     }
-    let of_vm: Vec<&Payload> =
-        payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host && holds(p, flow)).collect();
+    if stored.reason == BEGAN_BEFORE {
+        // Only the host's table of flows knew when it began; this record is a later part of it.
+        return stored.clone();
+    }
+    let of_vm = flow.marked(payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host));
     let held: Vec<&Payload> = of_vm.iter().copied().filter(|p| p.held_leases_at(flow.first)).collect();
     let late: Vec<&Payload> = of_vm.into_iter().filter(|p| claimed_late(p, flow, tolerance)).collect();
     match (held.as_slice(), late.as_slice()) {
@@ -56,7 +59,7 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
 }
 
 fn holds(payload: &Payload, flow: &Flow) -> bool {
-    payload.claim.leases.iter().any(|lease| flow.marked_by(lease))
+    payload.mark(flow).is_some()
 }
 
 /// Whether the claim arrived after the flow began, and the payload ran then by the guest's own clock alone. (Or arrived so
