@@ -129,6 +129,9 @@ impl Service {
         while let Ok(tapped) = tapped.try_recv() {
             self.flow(&tapped).await;
         }
+        for domain in self.vms.keys().copied().collect::<Vec<_>>() {
+            self.tell_waiting(domain, true).await;
+        }
         self.event(None, EventKind::HostStopped, []).await;
         self.recorder.stop().await;
     }
@@ -366,3 +369,6 @@ impl Service {
         self.recorder.submit(fact, None, None).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -286,8 +286,8 @@ mod tests {
     }
 
     proptest! {
-    #[test]
-    fn mac_round_trips(bytes: [u8; 6]) {
+        #[test]
+        fn mac_round_trips(bytes: [u8; 6]) {
             let mac = Mac(bytes);
             prop_assert_eq!(mac.to_string().parse::<Mac>().unwrap(), mac);
         }
