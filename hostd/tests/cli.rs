@@ -65,6 +65,26 @@ fn mistakes_in_files_end_with_2_and_name_the_place() {
 }
 
 #[test]
+fn bans_are_checked_and_never_left_out_silently() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let file = path.join("bans.toml");
+    let config = whole(path, &format!("bans = {:?}", file.display().to_string()));
+    let (code, said) = hostd(path, &config, Some(""), &["--check-config"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("bans.toml") && said.contains("an empty file bans nobody"), "{said}");
+    fs::write(&file, "[[ban]]\nid = \"a\"\nvo = \"atlas\"\nreason = \"r\"\nwhy = \"r\"\n").unwrap();
+    let (code, said) = hostd(path, &config, Some(""), &["--check-config"]);
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("bans.toml, line 5: unknown field `why`"), "{said}");
+    assert_eq!(said.trim().lines().count(), 1, "one sentence: {said}");
+    fs::write(&file, "[[ban]]\nid = \"a\"\nvo = \"atlas\"\nreason = \"r\"\n").unwrap();
+    assert_eq!(hostd(path, &config, Some(""), &["--check-config"]).0, 0);
+    let relative = whole(path, "bans = \"bans.toml\"");
+    assert!(hostd(path, &relative, Some(""), &["--check-config"]).1.contains("bans is bans.toml, a relative path"));
+}
+
+#[test]
 fn missing_files_are_named_with_the_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let (code, said) = hostd(folder.path(), &whole(folder.path(), ""), None, &[]);

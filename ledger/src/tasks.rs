@@ -25,6 +25,11 @@ impl TaskUse {
         let counts = payload.end.is_none_or(|end| end.exit != Exit::NotStarted);
         Some((Self { domain: payload.domain, uid: payload.claim.uid, task }, counts))
     }
+
+    /// Whether a start could still use the permission, or a clock that is set back.
+    pub(crate) fn matters_at(&self, now: Timestamp) -> bool {
+        now <= self.task.expires + KEPT
+    }
 }
 
 /// Key's fingerprint and nonce name the permission, VM and run id the use of it.
@@ -54,7 +59,7 @@ impl Tasks {
 
     /// Forgets what has expired.
     pub(crate) fn prune(&mut self, now: Timestamp) {
-        self.0.retain(|_, used| now <= used.task.expires + KEPT);
+        self.0.retain(|_, used| used.matters_at(now));
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &TaskUse> {

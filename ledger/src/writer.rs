@@ -421,12 +421,14 @@ impl Recovery {
     }
 
     fn recovered(&self) -> Recovered {
+        let last = self.state.last_recorded;
+        let matters = |used: &&TaskUse| last.is_none_or(|last| used.matters_at(last));
         Recovered {
             instances: self.state.open_instances(),
             payloads: self.state.live_payloads(),
             links: self.state.link_positions(),
-            tasks: self.state.tasks().cloned().collect(),
-            last_recorded: self.state.last_recorded,
+            tasks: self.state.tasks().filter(matters).cloned().collect(),
+            last_recorded: last,
             torn_bytes: self.torn,
         }
     }
