@@ -42,11 +42,10 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     if stored.payload.is_some() {
         return stored.clone();
     }
-    if stored.reason == BEGAN_BEFORE {
-        // Only the host's table of flows knew when it began; this record is a later part of it.
-        return stored.clone();
-    }
     let of_vm = flow.marked(payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host));
+    if stored.reason == BEGAN_BEFORE {
+        return begun_before(&of_vm, flow, tolerance);
+    }
     let held: Vec<&Payload> = of_vm.iter().copied().filter(|p| p.held_leases_at(flow.first)).collect();
     let late: Vec<&Payload> = of_vm.into_iter().filter(|p| claimed_late(p, flow, tolerance)).collect();
     match (held.as_slice(), late.as_slice()) {
@@ -55,6 +54,17 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
         ([], []) => stored.clone(),
         ([], many) => ambiguous(many, stored),
         (many, _) => ambiguous(many, stored),
+    }
+}
+
+/// A later part of a flow that began before the lease was announced; when, only the host's table of flows knew. It can be the
+/// payload's only if the claim was late by the guest's own clock: an agent that paid its debt.
+fn begun_before(of_vm: &[&Payload], flow: &Flow, tolerance: Duration) -> Attribution {
+    let late = |p: &&&Payload| p.claimed + tolerance < p.received && p.held_leases_at(flow.first);
+    let late: Vec<&Payload> = of_vm.iter().filter(late).copied().collect();
+    match late.as_slice() {
+        [one] => by_late_claim(one, &flow.attribution, tolerance),
+        _ => flow.attribution.clone(),
     }
 }
 
