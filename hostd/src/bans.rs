@@ -1,4 +1,4 @@
-//! Bans of this host: which concern a VM, which hits a start, what has changed. Pure; where they come from is [`file`]'s
+//! Bans of this host: which concern a VM, which hits a start, what has changed. Pure; where they come from is [`mod@file`]'s
 //! business.
 
 pub mod file;
