@@ -6,13 +6,17 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use hostd::{
+    bans::BanSet,
     domain::Inspection,
     machines::MachineEvent,
     meter::MeterOptions,
@@ -21,7 +25,7 @@ use hostd::{
 };
 use tokio::{
     runtime::Runtime,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use vestigo_ledger::WriterOptions;
 use vestigo_model::{
@@ -109,6 +113,7 @@ pub(super) struct Hostd {
     _runtime: Runtime,
     _machines: mpsc::Sender<MachineEvent>,
     _stop: oneshot::Sender<()>,
+    _bans: watch::Sender<Arc<BanSet>>,
 }
 
 impl Hostd {
@@ -124,11 +129,13 @@ impl Hostd {
         fs::create_dir_all(&root)?;
         let (recorder, recovered, _thread) = Recorder::start(&root, ledger)?;
         let (machines, told) = mpsc::channel(16);
+        let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {
             host: name,
             meter: MeterOptions::default(),
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(30),
+            bans: banned,
         };
         let (service, inputs) = Service::new(options, recorder, recovered, told);
         let (stop, stopped) = oneshot::channel();
@@ -139,7 +146,7 @@ impl Hostd {
         let up = MachineEvent::Up { inspection: Box::new(inspection), began: None };
         machines.blocking_send(up).context("hostd's service has ended")?;
         machines.blocking_send(MachineEvent::Channel(domain, Ok(channel))).context("hostd's service has ended")?;
-        Ok(Self { _runtime: runtime, _machines: machines, _stop: stop })
+        Ok(Self { _runtime: runtime, _machines: machines, _stop: stop, _bans: bans })
     }
 }
 
