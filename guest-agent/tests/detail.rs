@@ -373,19 +373,25 @@ fn a_round_over_fifty_payloads_is_cheap() {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
             let mut netlink = Netlink::open().unwrap();
             let address = IpAddr::from([10, 8, 0, 1]);
+            // All of a network on the loopback interface is here.
             netlink.apply(vec![Change::up(1), Change::address(1, address, 24)]).unwrap();
-            let sockets: Vec<UdpSocket> = (0..20)
-                .map(|_| {
-                    let socket = UdpSocket::bind((address, 0)).unwrap();
-                    socket.connect(("10.8.0.2", 9)).unwrap();
-                    socket
+            let other = IpAddr::from([10, 8, 0, 2]);
+            let listener = TcpListener::bind((other, 80)).unwrap();
+            let sockets: Vec<_> = (0..10)
+                .map(|number| {
+                    let udp = UdpSocket::bind((address, 0)).unwrap();
+                    udp.connect((other, 9)).unwrap();
+                    // Each counts twice: as the one that calls and as the one that is called.
+                    let tcp = (number % 2 == 0)
+                        .then(|| (TcpStream::connect((other, 80)).unwrap(), listener.accept().unwrap()));
+                    (udp, tcp)
                 })
                 .collect();
-            (Fake { uid: payload(number), namespace: here() }, sockets)
+            (Fake { uid: payload(number), namespace: here() }, sockets, listener)
         });
         all.push(made.join().unwrap());
     }
-    let payloads: Vec<&Fake> = all.iter().map(|(fake, _)| fake).collect();
+    let payloads: Vec<&Fake> = all.iter().map(|(fake, ..)| fake).collect();
     let detail = Detail::default();
     let mut count = 0;
     let cpu = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().num_microseconds();

@@ -10,6 +10,7 @@
 //! looks, and what a payload says to itself.
 
 pub mod diag;
+mod inuse;
 pub mod owner;
 pub mod table;
 mod watch;

@@ -18,6 +18,7 @@ use vestigo_model::{Connection, PayloadUid};
 
 use super::{
     diag::{self, Message, Socket},
+    inuse::InUse,
     owner::{self, Names, Owner},
     table::{Budget, Counters, Table},
 };
@@ -32,6 +33,7 @@ const NEWS: usize = 4096;
 /// One payload's connections.
 pub struct Watch {
     namespace: OwnedFd,
+    in_use: InUse,
     /// Opened anew after a dump that was not read to its end.
     dump: Option<Netlink>,
     /// `None` where the kernel does not tell.
@@ -55,9 +57,10 @@ impl Watch {
     /// As setns(2) and socket(2).
     pub fn new(namespace: BorrowedFd<'_>) -> io::Result<Self> {
         let namespace = namespace.try_clone_to_owned()?;
-        let (dump, news) = within(namespace.as_fd(), || Ok((open()?, subscribe().ok())))?;
+        let (dump, news, in_use) = within(namespace.as_fd(), || Ok((open()?, subscribe().ok(), InUse::open()?)))?;
         Ok(Self {
             namespace,
+            in_use,
             dump: Some(dump),
             news,
             sequence: 0,
@@ -136,6 +139,9 @@ impl Watch {
         new: &mut Vec<Socket>,
         vm: &mut Budget,
     ) -> io::Result<bool> {
+        if !self.in_use.any(what) {
+            return Ok(true);
+        }
         let socket = match self.dump.take() {
             Some(socket) => socket,
             None => within(self.namespace.as_fd(), open)?,
