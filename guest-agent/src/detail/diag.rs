@@ -13,6 +13,8 @@ const NLMSG_DONE: u16 = 3;
 const DUMP: u16 = 0x301;
 /// `INET_DIAG_PROTOCOL`: only word on the protocol when a socket is gone.
 const PROTOCOL: u16 = 10;
+/// `idiag_timer` of the remains of a connection.
+const WAITING: u8 = 3;
 /// `AF_INET` and `AF_INET6`.
 const FAMILIES: [u8; 2] = [2, 10];
 /// Bytes of `struct nlmsghdr`.
@@ -124,7 +126,11 @@ fn message(whole: &[u8], protocol: Option<u8>) -> Option<Message> {
 }
 
 fn socket(body: &[u8], protocol: Option<u8>) -> Option<Socket> {
-    let family = *body.first().filter(|family| FAMILIES.contains(family))?;
+    let &[family, _, timer, ..] = body else { return None };
+    // What waits out its time is the remains of a socket, shown in its last state but under another cookie.
+    if !FAMILIES.contains(&family) || timer == WAITING {
+        return None;
+    }
     let attributes = body.get(BODY..)?;
     let proto = protocol.or_else(|| attribute(attributes, PROTOCOL)?.first().copied())?;
     let port = |at| Some(u16::from_be_bytes(body.get(at..)?.first_chunk().copied()?));

@@ -104,6 +104,16 @@ fn a_gone_socket_without_a_protocol_is_none() {
 }
 
 #[test]
+fn the_remains_of_a_connection_are_none() {
+    let end = |port| SocketAddr::from(([10, 0, 0, 1], port));
+    let socket = Socket { proto: TCP, local: end(1), peer: end(2), cookie: 3, inode: 0, uid: 0 };
+    let mut bytes = encode(1, &socket, false);
+    assert_eq!(messages(&bytes, Some(TCP)).next(), Some(Message::Socket(1, socket)));
+    bytes[HEADER + 2] = WAITING;
+    assert_eq!(messages(&bytes, Some(TCP)).next(), None);
+}
+
+#[test]
 fn a_request_has_its_length_and_states() {
     let bytes = request((10, TCP), 7);
     assert_eq!((bytes.len(), u32_at(&bytes, 0)), (72, Some(72)));

@@ -131,8 +131,18 @@ impl Detail {
         result
     }
 
-    /// A payload ended: to be called when its processes are dead and before its network is taken down. Tells what it closed
-    /// since the last look, and lets go of its network namespace.
+    /// Watches a payload from now on, not only from the next round: called before its first instruction, nothing of its
+    /// beginning is missed, however short it lives. Costs about as much as making a thread.
+    ///
+    /// # Errors
+    /// It cannot be watched.
+    pub fn begin<P: Payload>(&self, payload: &P) -> io::Result<()> {
+        self.watch(payload).map(drop)
+    }
+
+    /// A payload ended: tells what it closed since the last look, and lets go of its network namespace. The next round does
+    /// it for each payload that is not live any more; sooner is for who cannot wait for the namespace, and may be too soon: the
+    /// kernel takes some tens of milliseconds to say that a socket is gone.
     pub fn end(&self, uid: PayloadUid, record: &mut impl FnMut(Seen)) {
         let Some(watch) = lock(&self.watches).remove(&uid) else { return };
         let (told, counters) = {

@@ -90,7 +90,12 @@ impl Watch {
         self.last = now;
         let mut buffer = Vec::with_capacity(DATAGRAM);
         let mut new = self.gone(&mut buffer, vm);
-        let dumps = diag::DUMPS.map(|what| self.there(what, &mut buffer, &mut new, vm));
+        let mut take = |table: &mut Table, socket: &Socket| {
+            if table.seen(socket, vm) {
+                new.push(*socket);
+            }
+        };
+        let dumps = diag::DUMPS.map(|what| self.there(what, &mut buffer, &mut take));
         self.table.end(dumps.iter().all(|dump| matches!(dump, Ok(true))));
         if new.is_empty() {
             return Vec::new();
@@ -98,10 +103,16 @@ impl Watch {
         self.name(payload, new, &pids())
     }
 
-    /// What is to be told at the end of the payload, when its processes are dead: what was closed since the last look.
+    /// What is to be told at the end of the payload, when its processes are dead: what was closed since the last look, and what
+    /// the kernel still takes leave of.
     pub fn last(&mut self, payload: PayloadUid, vm: &mut Budget) -> Vec<Connection> {
         self.table.begin(self.last.elapsed());
-        let new = self.gone(&mut Vec::with_capacity(DATAGRAM), vm);
+        let mut buffer = Vec::with_capacity(DATAGRAM);
+        let mut new = self.gone(&mut buffer, vm);
+        let mut left = Vec::new();
+        let dumps = diag::DUMPS.map(|what| self.there(what, &mut buffer, &mut |_, socket| left.push(*socket)));
+        self.table.counters.incomplete += u64::from(!dumps.iter().all(|dump| matches!(dump, Ok(true))));
+        new.extend(left.into_iter().filter(|socket| self.table.gone(socket, vm)));
         self.name(payload, new, &[])
     }
 
@@ -136,8 +147,7 @@ impl Watch {
         &mut self,
         what: (u8, u8),
         buffer: &mut Vec<u8>,
-        new: &mut Vec<Socket>,
-        vm: &mut Budget,
+        take: &mut impl FnMut(&mut Table, &Socket),
     ) -> io::Result<bool> {
         if !self.in_use.any(what) {
             return Ok(true);
@@ -155,8 +165,8 @@ impl Watch {
                 match message {
                     Message::Socket(sequence, seen) if sequence == self.sequence => {
                         count += 1;
-                        if seen.leaves() && self.table.seen(&seen, vm) {
-                            new.push(seen);
+                        if seen.leaves() {
+                            take(&mut self.table, &seen);
                         }
                     }
                     Message::End(sequence, code) if sequence == self.sequence => {
