@@ -236,7 +236,7 @@ fn numbers_are_those_of_the_payload_s_namespaces() {
     let mut bed = Bed::new();
     let listener = bed.listen(PEER.into());
     // PID 1 of the payload, which is uid 0 inside, and a child of it that has the connection.
-    let script = format!("exec 2>/dev/null; bash -c 'exec 3<>/dev/tcp/{PEER}/9000; echo $$; read x' & wait");
+    let script = format!("exec 2>/dev/null; bash -c 'exec 3<>/dev/tcp/{PEER}/9000; echo $$; exec sleep 60' & wait");
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "bash", "-c", &script]);
     let mut outer = Sleeper::new(&mut command);
