@@ -543,7 +543,7 @@ fn connections_are_told_where_that_is_switched_on() {
     let host = world.host();
     let listener = world.peer.inside(|| TcpListener::bind((PEER, 0)).unwrap());
     let port = listener.local_addr().unwrap().port();
-    let script = format!("use IO::Socket::INET; IO::Socket::INET->new('{PEER}:{port}') or die; sleep 20");
+    let script = format!("use IO::Socket::INET; my $s = IO::Socket::INET->new('{PEER}:{port}') or die; sleep 20");
     let mut payload = world.exec("alice", &["perl", "-e", &script]).spawn().unwrap();
     let (_stream, from) = listener.accept().unwrap();
     let told = || {
