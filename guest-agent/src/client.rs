@@ -35,7 +35,7 @@ const FORWARDED: [Signal; 6] =
 /// Runs a payload. The result is the process's exit code; a refusal's sentence is on standard error by then.
 #[must_use]
 pub fn exec(options: Exec) -> u8 {
-    match try_exec(options) {
+    match run(options) {
         Ok(code) => code,
         Err(Refusal { code, reason }) => {
             eprintln!("guest-agent: {reason}");
@@ -44,10 +44,17 @@ pub fn exec(options: Exec) -> u8 {
     }
 }
 
-fn try_exec(options: Exec) -> Result<u8, Refusal> {
+/// The same, without saying why not.
+///
+/// # Errors
+/// The payload did not run.
+pub fn run(options: Exec) -> Result<u8, Refusal> {
+    if options.plain {
+        return crate::plain::run(options);
+    }
     let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let mut status = options.json_status_fd.map(status_file).transpose()?;
-    let work = options.work.as_deref().map(open_work).transpose()?;
+    let work = options.openings.work.as_deref().map(open_work).transpose()?;
     let socket = options.socket.clone();
     let request = request(options)?;
     // Last: the daemon does not wait long for what a connection wants.
@@ -74,7 +81,7 @@ fn lost(error: &WireError) -> Refusal {
     Refusal::system(format!("the agent's daemon went away ({error}); what it ran is killed; see its log"))
 }
 
-fn watch_signals() -> nix::Result<SignalFd> {
+pub(crate) fn watch_signals() -> nix::Result<SignalFd> {
     let mut mask = SigSet::empty();
     FORWARDED.into_iter().for_each(|signal| mask.add(signal));
     mask.thread_block()?;
@@ -82,7 +89,7 @@ fn watch_signals() -> nix::Result<SignalFd> {
 }
 
 /// Opens the caller's own copy; the number stays the caller's.
-fn status_file(number: u32) -> Result<fs::File, Refusal> {
+pub(crate) fn status_file(number: u32) -> Result<fs::File, Refusal> {
     fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}")).map_err(|e| {
         Refusal::caller(format!("--json-status-fd {number} cannot be written: {e}; open it before the call"))
     })
@@ -117,7 +124,7 @@ fn request(options: Exec) -> Result<ExecRequest, Refusal> {
         text.into_string()
             .map_err(|bad| Refusal::caller(format!("{} is not UTF-8; the record could not hold it", bad.display())))
     };
-    let pilot = match options.pilot_id {
+    let pilot = match options.identity.pilot_id {
         Some(pilot) => Some(pilot),
         None => env::var("VESTIGO_PILOT_ID")
             .ok()
@@ -130,14 +137,17 @@ fn request(options: Exec) -> Result<ExecRequest, Refusal> {
         pair.ok_or_else(|| Refusal::caller(format!("--env {text}: write it as KEY=VALUE")))
     };
     Ok(ExecRequest {
-        payload: options.payload_id,
-        user: User { issuer: options.user_issuer, subject: options.user_subject },
-        vo: options.vo,
+        payload: options.identity.payload_id,
+        user: User {
+            issuer: options.identity.user_issuer.ok_or_else(|| Refusal::caller("no issuer"))?,
+            subject: options.identity.user_subject.ok_or_else(|| Refusal::caller("no subject"))?,
+        },
+        vo: options.identity.vo,
         pilot,
         trust: Trust::AssertedByVo,
         command: options.command.into_iter().map(text).collect::<Result<_, _>>()?,
         env: options.env.iter().map(pair).collect::<Result<_, _>>()?,
-        shape: Shape { work: options.work.is_some(), ..Shape::default() },
+        shape: Shape { work: options.openings.work.is_some(), ..Shape::default() },
     })
 }
 
@@ -186,7 +196,7 @@ fn forward_signals(daemon: &mut Channel, signals: &SignalFd) -> Result<(), Refus
 }
 
 /// The payload's own code, 128 + N for a signal.
-fn exit_code(exit: Exit) -> u8 {
+pub(crate) fn exit_code(exit: Exit) -> u8 {
     match exit {
         Exit::Code(status) => u8::try_from(status).unwrap_or(u8::MAX),
         Exit::Signal(number) => u8::try_from(number).map_or(u8::MAX, |n| n.saturating_add(128)),
