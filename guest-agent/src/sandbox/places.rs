@@ -27,6 +27,11 @@ pub fn check(open: impl AsFd, name: &str) -> Result<(), Refusal> {
     let about = fstat(&open).map_err(|e| Refusal::caller(format!("{name} is unusable: {e}")))?;
     let own = stat("/").map(|root| root.st_dev).ok();
     let path = path(open);
+    if path == Path::new("/") {
+        return Err(Refusal::policy(format!(
+            "{name} is the whole VM, with everything that payloads must not see; give the folders that are needed"
+        )));
+    }
     let secret = SECRET.iter().any(|place| {
         let same_mount = stat(*place).is_ok_and(|there| there.st_dev == about.st_dev && Some(about.st_dev) != own);
         same_mount || path.starts_with(place)
