@@ -18,8 +18,7 @@ pub struct Bind {
     pub writable: bool,
 }
 
-/// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind,
-/// the token.
+/// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
@@ -39,8 +38,6 @@ pub struct Shape {
     pub hostname: Option<String>,
     /// Limits other than the VM's usual ones.
     pub limits: Limits,
-    /// A bearer token for the payload rides along.
-    pub token: bool,
 }
 
 impl Shape {
@@ -63,7 +60,10 @@ impl Shape {
         if self.binds.len() + self.tmpfs.len() > MAX_BINDS {
             return Err(Refusal::caller(format!("more than {MAX_BINDS} folders are bound; bind one that holds them")));
         }
-        for target in self.binds.iter().map(|bind| &bind.target).chain(&self.tmpfs) {
+        // A folder of the caller's may take the place of the private one for temporary files, as its work directory does at home.
+        let moved = |target: &Path| target == Path::new("/tmp") || target == Path::new("/var/tmp");
+        let binds = self.binds.iter().filter(|bind| !(bind.writable && moved(&bind.target)));
+        for target in binds.map(|bind| &bind.target).chain(&self.tmpfs) {
             check_target(target)?;
         }
         if let Some(directory) = self.directory.as_ref().filter(|directory| !directory.is_absolute()) {
@@ -111,6 +111,11 @@ mod tests {
             let shape = Shape { tmpfs: vec![bad.into()], ..Shape::default() };
             assert!(shape.check().is_err(), "{bad}");
         }
+        let bound = |target: &str, writable| {
+            let binds = vec![Bind { target: target.into(), writable }];
+            Shape { binds, ..Shape::default() }.check().is_ok()
+        };
+        assert!(bound("/tmp", true) && bound("/var/tmp", true) && !bound("/tmp", false) && !bound("/work", true));
         for good in ["/data", "/work/x", "/tmp/y", "/var/lib", "/opt/a/b", "/home/user"] {
             let shape = Shape { tmpfs: vec![good.into()], ..Shape::default() };
             assert!(shape.check().is_ok(), "{good}");

@@ -35,7 +35,6 @@ pub(super) struct Descriptors {
     rootfs: Option<Shown>,
     work: Option<Shown>,
     binds: Vec<Shown>,
-    pub token: Option<OwnedFd>,
     /// Paths that the payload may write to and that are the caller's.
     pub writable: Vec<PathBuf>,
 }
@@ -58,10 +57,9 @@ impl Descriptors {
         for Bind { target, writable } in &shape.binds {
             binds.push(Shown::check(next()?, peer, &target.display().to_string(), *writable)?);
         }
-        let token = if shape.token { Some(next()?) } else { None };
         let writable =
             work.iter().chain(&binds).filter(|shown| shown.writable).map(|shown| places::path(&shown.fd)).collect();
-        Ok(Self { stdio, rootfs, work, binds, token, writable })
+        Ok(Self { stdio, rootfs, work, binds, writable })
     }
 
     /// Everything that [`crate::sandbox::Plan`] wants for this, in its order.
@@ -122,6 +120,9 @@ impl Shown {
         let owners = self.owner.map(|owner| owners::mapped(forker, owner, outside)).transpose().map_err(system)?;
         let rules =
             if self.writable { MountRules::NO_PRIVILEGE } else { MountRules::NO_PRIVILEGE.and(MountRules::READ_ONLY) };
-        mounts::detach(self.fd.as_fd(), rules, false, owners.as_ref().map(AsFd::as_fd)).map_err(system)
+        // What is mounted below comes along if all of it is as a stranger's anyway: /cvmfs is a folder of mounts. The rest of
+        // the VM's tree hangs below / alone, which is refused.
+        let recursive = self.owner.is_none() && !self.writable;
+        mounts::detach(self.fd.as_fd(), rules, recursive, owners.as_ref().map(AsFd::as_fd)).map_err(system)
     }
 }

@@ -9,10 +9,11 @@ use super::manifest::Facts;
 use crate::{
     cgroup::Limits,
     cli::{Exec, Net, Openings, TrustArg},
+    environment,
     network::resolver,
     protocol::Refusal,
     sandbox::{
-        self, Extra, HOSTNAME, Plan, Run, environment, landlock,
+        self, Extra, HOSTNAME, Plan, Run, landlock,
         rootless::{Rootless, Source},
     },
     shape::{Bind, Shape},
@@ -46,7 +47,10 @@ impl Wish {
         };
         let command = options.command.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
         let env = options.env.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
-        environment::check(&command, &env)?;
+        environment::check(&env, false)?;
+        if command.first().is_none_or(String::is_empty) || command.iter().any(|argument| argument.contains('\0')) {
+            return Err(Refusal::caller("no command is given, or a NUL byte stands in it; write it after --"));
+        }
         let Openings { rootfs, work, .. } = options.openings;
         Ok(Self { shape, rootfs, work, trees, host_network: options.net == Net::Host, command, env })
     }
@@ -79,7 +83,8 @@ impl Wish {
     pub(super) fn to_run(&self, uid: PayloadUid) -> Run {
         Run {
             command: self.command.clone(),
-            env: environment::environment(uid, &self.env),
+            env: environment::whole(&self.env, &uid.to_string()),
+            token: false,
             directory: self.shape.directory.clone().unwrap_or_else(|| sandbox::HOME.into()),
         }
     }
@@ -153,6 +158,5 @@ fn shape(openings: &Openings, trees: &[(Source, PathBuf)]) -> Shape {
         directory: openings.chdir.clone(),
         hostname: openings.hostname.clone(),
         limits: Limits { memory: None, pids: openings.pids, cpu: None },
-        ..Shape::default()
     }
 }

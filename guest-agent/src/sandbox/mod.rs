@@ -7,7 +7,6 @@
 //! A sandbox can be prepared before its payload is known: everything up to the point where PID 1 has given up its rights needs
 //! only a lease.
 
-pub mod environment;
 pub mod executable;
 mod failure;
 pub mod forker;
@@ -90,6 +89,8 @@ pub struct Run {
     pub env: Vec<(String, String)>,
     /// Where it starts.
     pub directory: PathBuf,
+    /// The first of the further descriptors is its token; it finds it by BEARER_TOKEN_FILE.
+    pub token: bool,
 }
 
 /// What will run.

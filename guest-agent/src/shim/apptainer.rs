@@ -6,7 +6,7 @@ use super::{
     Answer, Call, Seen, Surroundings, identity,
     options::{self, Fate, GLOBAL, Known, Special},
 };
-use crate::{protocol::Refusal, sandbox::environment::RESERVED};
+use crate::{environment::RESERVED, protocol::Refusal};
 
 /// Program of an image for `run`, and for `test`.
 const RUNSCRIPT: &str = ".singularity.d/runscript";
@@ -399,7 +399,9 @@ fn no_mount(text: &str) -> Result<(), Refusal> {
     let never = ["home", "cwd", "hostfs", "bind-paths", "sys"];
     match text.split(',').find(|part| !never.contains(part)) {
         None => Ok(()),
-        Some(part) => Err(Refusal::caller(format!("--no-mount {part}: the sandbox always has a fresh one; leave it out"))),
+        Some(part) => {
+            Err(Refusal::caller(format!("--no-mount {part}: the sandbox always has a fresh one; leave it out")))
+        }
     }
 }
 
@@ -415,7 +417,9 @@ fn image(word: &str, here: &dyn Surroundings) -> Result<PathBuf, Refusal> {
     let path = here.absolute(word);
     match here.see(&path) {
         Seen::Folder { .. } => Ok(path),
-        Seen::File { .. } => Err(Refusal::caller(format!("{word} is a file, and image files are not opened here; {REMEDY}"))),
+        Seen::File { .. } => {
+            Err(Refusal::caller(format!("{word} is a file, and image files are not opened here; {REMEDY}")))
+        }
         Seen::Nothing => Err(Refusal::caller(format!("there is no image {word}; {REMEDY}"))),
     }
 }

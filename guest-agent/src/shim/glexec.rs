@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Answer, Call, Seen, Surroundings, identity};
 use crate::{
+    environment::RESERVED,
     protocol::{Refusal, code},
-    sandbox::environment::RESERVED,
 };
 
 /// The payload itself ended with one of gLExec's own codes.
@@ -30,7 +30,9 @@ pub fn map(words: &[String], here: &dyn Surroundings) -> Result<Answer, Refusal>
         }
         [word, command @ ..] if word == "--" => command,
         [word, ..] if word.starts_with('-') => {
-            return Err(Refusal::caller(format!("{word} is no option that the agent knows in glexec's place; leave it out")));
+            return Err(Refusal::caller(format!(
+                "{word} is no option that the agent knows in glexec's place; leave it out"
+            )));
         }
         command => command,
     };
@@ -66,7 +68,9 @@ fn work(here: &dyn Surroundings, call: &mut Call, env: &mut Vec<(String, String)
     let Some(work) = here.variable("VESTIGO_WORK").filter(|work| !work.is_empty()) else { return Ok(()) };
     let folder = here.absolute(work);
     if here.see(&folder) != (Seen::Folder { mine: true }) {
-        return Err(Refusal::caller(format!("VESTIGO_WORK={work} is no folder of the caller's; make one for each payload")));
+        return Err(Refusal::caller(format!(
+            "VESTIGO_WORK={work} is no folder of the caller's; make one for each payload"
+        )));
     }
     let place = text(&folder)?;
     call.option("bind", format!("{place}:{place}"));

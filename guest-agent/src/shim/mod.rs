@@ -137,7 +137,8 @@ pub fn run(shim: Shim, arguments: Vec<OsString>) -> u8 {
 fn answer(shim: Shim, arguments: Vec<OsString>) -> Result<Answer, Refusal> {
     let here = Process::look()?;
     let text = |word: OsString| {
-        word.into_string().map_err(|bad| Refusal::caller(format!("{} is not UTF-8; a record could not hold it", bad.display())))
+        word.into_string()
+            .map_err(|bad| Refusal::caller(format!("{} is not UTF-8; a record could not hold it", bad.display())))
     };
     let words = arguments.into_iter().map(text).collect::<Result<Vec<_>, _>>()?;
     match shim {
@@ -229,9 +230,11 @@ struct Process {
 
 impl Process {
     fn look() -> Result<Self, Refusal> {
-        let variables = env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-        let folder = env::current_dir()
-            .map_err(|e| Refusal::caller(format!("the current folder cannot be named: {e}; change to one that is there")))?;
+        let variables =
+            env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        let folder = env::current_dir().map_err(|e| {
+            Refusal::caller(format!("the current folder cannot be named: {e}; change to one that is there"))
+        })?;
         Ok(Self { variables: variables.collect(), folder, uid: nix::unistd::geteuid().as_raw() })
     }
 }

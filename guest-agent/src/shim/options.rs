@@ -137,13 +137,8 @@ pub(super) const KNOWN: &[Known] = &[
 ];
 
 /// Options before the verb: how much is said.
-pub(super) const GLOBAL: &[(&str, &str)] = &[
-    ("--quiet", "-q"),
-    ("--silent", "-s"),
-    ("--debug", "-d"),
-    ("--verbose", "-v"),
-    ("--nocolor", "--nocolor"),
-];
+pub(super) const GLOBAL: &[(&str, &str)] =
+    &[("--quiet", "-q"), ("--silent", "-s"), ("--debug", "-d"), ("--verbose", "-v"), ("--nocolor", "--nocolor")];
 
 pub(super) fn long(name: &str) -> Option<&'static Known> {
     KNOWN.iter().find(|known| known.name == name)
