@@ -8,7 +8,7 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use common::{text, wait_for};
@@ -60,6 +60,21 @@ impl Pilot {
         let output = self.exec(options, command).output().unwrap();
         let utf8 = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), utf8(output.stdout), utf8(output.stderr))
+    }
+
+    /// A shell with "hello" on its standard input, and the status document.
+    fn documented(&self, options: &[&str], script: &str) -> (Output, Vec<serde_json::Value>) {
+        let status = self.path("status.json");
+        fs::write(&status, "").unwrap();
+        chown(&status, Some(1000), Some(1000)).unwrap();
+        let options: Vec<&str> = ["--json-status-fd", "7"].into_iter().chain(options.iter().copied()).collect();
+        let exec = self.exec(&options, &["sh", "-c", script]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("exec 7>>{}; printf hello | \"$@\" 2>&1", status.display()), "sh"]);
+        shell.arg(exec.get_program()).args(exec.get_args()).env("TMPDIR", self.path("tmp"));
+        let output = shell.output().unwrap();
+        let document = fs::read_to_string(status).unwrap();
+        (output, document.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
     }
 
     fn leftovers(&self) -> usize {
@@ -124,24 +139,15 @@ fn exit_codes_and_the_status_document_say_what_happened() {
     assert!(code == Some(127) && said.contains("not found inside the sandbox"), "{said}");
     let (code, _, said) = pilot.run(&[], &["/etc/passwd"]);
     assert!(code == Some(126) && said.contains("execute permission"), "{said}");
-    let status = pilot.path("status.json");
-    fs::write(&status, "").unwrap();
-    chown(&status, Some(1000), Some(1000)).unwrap();
-    let exec = pilot.exec(&["--json-status-fd", "7"], &["sh", "-c", "cat; exit 3"]);
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &format!("exec 7>>{}; printf hello | \"$@\" 2>&1", status.display()), "sh"]);
-    shell.arg(exec.get_program()).args(exec.get_args()).env("TMPDIR", pilot.path("tmp"));
-    let output = shell.output().unwrap();
+    let (output, events) = pilot.documented(&[], "cat; exit 3");
     assert!(output.status.code() == Some(3) && text(&output).contains("hello"), "{}", text(&output));
     assert!(text(&output).contains("the hypervisor has no record of it"), "{}", text(&output));
-    let document = fs::read_to_string(status).unwrap();
-    let events: Vec<serde_json::Value> = document.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!((&events[0]["event"], &events[0]["mode"]), (&"started".into(), &"plain".into()));
     assert_eq!((&events[0]["acknowledged"], &events[0]["leases"]), (&false.into(), &serde_json::json!([])));
     assert_eq!(events[0]["isolation"]["R-ISO-37"]["state"], "degraded");
     assert_eq!(events[0]["isolation"]["R-ISO-27"]["state"], "off");
     let digest = vestigo_model::Digest::of(&fs::read("/bin/sh").unwrap()).to_string();
-    assert!(events[0]["executable"]["sha256"].as_str().unwrap().contains(&digest), "{document}");
+    assert!(events[0]["executable"]["sha256"].as_str().unwrap().contains(&digest), "{events:?}");
     assert_eq!(events[1]["exit"], serde_json::json!({"code": 3}));
     assert_eq!(pilot.leftovers(), 0);
 }
@@ -296,10 +302,8 @@ fn a_shared_network_is_one_named_flag_and_recorded() {
     let mut call = pilot.call();
     let output = call.args(["exec", "--net", "host"]).args(WHO).args(["--", "true"]).output().unwrap();
     assert!(output.status.code() == Some(201) && text(&output).contains("--plain"), "{}", text(&output));
-    let (_, out, _) = pilot.run(&["--net", "host", "--json-status-fd", "2"], &["true"]);
-    assert_eq!(out, "");
-    let (_, _, document) = pilot.run(&["--net", "host", "--json-status-fd", "2"], &["true"]);
-    let line = document.lines().find(|line| line.starts_with('{')).unwrap();
-    let started: serde_json::Value = serde_json::from_str(line).unwrap();
-    assert_eq!(started["isolation"]["R-ISO-37"]["state"], "off");
+    let (_, events) = pilot.documented(&["--net", "host"], "true");
+    assert_eq!(events[0]["isolation"]["R-ISO-37"]["state"], "off");
+    let (output, events) = pilot.documented(&["--memory", "1G"], "true");
+    assert_eq!((output.status.code(), &events[0]["event"]), (Some(201), &"refused".into()));
 }

@@ -45,10 +45,11 @@ fn identities(facts: &Facts) -> Vec<Rule> {
     let groups = if facts.groups { "; keeps the caller's other groups, which only root can take away" } else { "" };
     let uid =
         "the caller's own uid in the VM: only namespaces stand between this payload, the pilot and other payloads";
+    let services = if facts.host_network { "; what the VM serves on its network is reachable" } else { "" };
     vec![
         rule(3, Degraded, format!("files of the pilot are not in the mount root; {uid}{groups}")),
         rule(5, Degraded, format!("own PID namespace, no capabilities; {uid}")),
-        rule(6, Degraded, format!("own PID namespace, init is not dumpable; {uid}")),
+        rule(6, Degraded, format!("own PID namespace, init is not dumpable{services}; {uid}")),
         rule(9, Enforced, "own PID namespace, killed with its first process or its client"),
         rule(11, Off, "tokens are not looked at"),
         rule(27, Off, "no uid of its own: it has the caller's, shown as 1000 inside"),

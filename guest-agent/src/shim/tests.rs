@@ -81,9 +81,12 @@ fn refusal(vm: &Vm, line: &str) -> String {
     }
 }
 
+/// Who calls so, in which folder, with which variables, the call, and what becomes of it.
+type Line = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+
 #[test]
 fn what_the_frameworks_write_today() {
-    let table: &[(&str, &str, &[(&str, &str)], &str, &str)] = &[
+    let table: &[Line] = &[
         (
             "PanDA pilot, payload in the job's folder",
             "/pilot/job",
