@@ -141,6 +141,32 @@ fn glexec_gives_its_own_codes_and_hands_the_proxy_over() {
     assert_eq!(text(&output), "the proxy\n/tmp/x509up_u1000\nread-only\n");
 }
 
+/// CVMFS is a folder of mounts: they come along, read-only.
+#[test]
+fn what_is_mounted_below_a_shown_folder_is_shown_too() {
+    let world = World::start("");
+    let _host = world.host();
+    let (root, job, cvmfs) = (world.path("image"), pilot(&world), world.path("cvmfs"));
+    image(&root);
+    let repository = cvmfs.join("atlas.cern.ch");
+    fs::create_dir_all(&repository).unwrap();
+    let fill = format!("echo software > {}/setup.sh", repository.display());
+    let nsenter = |words: &[&str]| {
+        let mut call = Command::new("nsenter");
+        call.args(["-m", "-t", &world.daemon.id().to_string()]).args(words);
+        call
+    };
+    let place = repository.display().to_string();
+    assert!(nsenter(&["mount", "-t", "tmpfs", "tmpfs", &place]).status().unwrap().success());
+    assert!(nsenter(&["sh", "-c", &fill]).status().unwrap().success());
+    let bind = format!("{}:/data", cvmfs.display());
+    let script = "cat /data/atlas.cern.ch/setup.sh; touch /data/atlas.cern.ch/x 2>/dev/null || echo read-only";
+    let words = ["exec", "-B", &bind, &root.display().to_string(), "sh", "-c", script];
+    let output = call(&world, "apptainer", &job, &words).output().unwrap();
+    assert!(nsenter(&["umount", "-l", &place]).status().unwrap().success());
+    assert_eq!(text(&output), "software\nread-only\n");
+}
+
 /// The same calls where there is no daemon and no root.
 #[test]
 fn shims_work_without_the_daemon_if_the_pilot_says_so() {

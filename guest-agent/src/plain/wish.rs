@@ -92,13 +92,9 @@ impl Wish {
     pub(super) fn facts(&self, landlock: Option<&landlock::Applied>) -> Facts {
         let own = nix::unistd::getegid();
         Facts {
-            work: self.work.is_some() || self.trees.iter().any(|tree| tree.writable),
-            shown: !self.trees.is_empty(),
-            foreign: self.rootfs.is_some(),
-            nested: self.shape.nested,
+            shape: self.shape.clone(),
             host_network: self.host_network,
             groups: getgroups().is_ok_and(|groups| groups.iter().any(|group| *group != own)),
-            pids: self.shape.limits.pids.is_some(),
             landlock: landlock.cloned(),
         }
     }
