@@ -140,7 +140,7 @@ impl Berth {
         let outside = state.config.uid_base + u32::from(line.slot.0);
         // A name that nothing else has ever had: what an earlier payload could know of it leads nowhere.
         let name = PayloadUid(uuid::Uuid::new_v4()).to_string();
-        let scratch = Scratch::create(&state.config.scratch_dir, &name, outside).map_err(|e| {
+        let scratch = Scratch::create(&state.config.scratch_dir, &name, Some(outside)).map_err(|e| {
             Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
         })?;
         let resolvers = state.resolvers()?;
