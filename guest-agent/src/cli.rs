@@ -30,6 +30,13 @@ pub enum Command {
     Status(StatusArgs),
     /// Tasks that users sign: write a statement, print its digests, check one
     Task(crate::identity::cli::Task),
+    /// Try to break out of real payloads, harmlessly, and report rule by rule
+    ///
+    /// Exit codes: 0 nothing is broken, 1 something is, 201 to 203 as `exec`.
+    Selftest(crate::selftest::cli::Selftest),
+    /// What `selftest` runs in its payloads
+    #[command(name = crate::selftest::VERB, hide = true)]
+    SelftestProbe(crate::selftest::cli::SelftestProbe),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

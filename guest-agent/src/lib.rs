@@ -16,6 +16,7 @@ pub mod link;
 pub mod network;
 pub mod protocol;
 pub mod sandbox;
+pub mod selftest;
 pub mod shape;
 pub mod status;
 pub mod sys;

@@ -10,7 +10,7 @@ use guest_agent::{
     config::{self, Config},
     daemon, identity,
     protocol::code,
-    sandbox,
+    sandbox, selftest,
 };
 use tracing::error;
 
@@ -39,6 +39,8 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Selftest(options) => selftest::client::run(&options).into(),
+        Command::SelftestProbe(options) => selftest::inside::run(options.role, options.name.as_deref()).into(),
         Command::Man { folder } => match clap_mangen::generate_to(Cli::command(), folder) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
