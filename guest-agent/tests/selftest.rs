@@ -22,7 +22,7 @@ use common::{PEER, World, agent, network, text};
 use guest_agent::{
     selftest::{
         Finding, Orders, Outcome, client,
-        inside::{key, mark, queue},
+        inside::{key, make_queue, mark, queue},
         probes::{self, survivor},
         watch::{Watch, judge},
     },
@@ -161,8 +161,7 @@ fn without_its_protection_every_probe_says_broken() {
     let _listening = UnixListener::bind(&socket).unwrap();
     let _segment = Segment::make(key(&token, "pilot")).unwrap();
     let queue_name = queue(&token, "pilot");
-    let flags = nix::mqueue::MQ_OFlag::O_CREAT | nix::mqueue::MQ_OFlag::O_RDWR;
-    nix::mqueue::mq_open(queue_name.as_str(), flags, nix::sys::stat::Mode::S_IRUSR, None).unwrap();
+    make_queue(&queue_name).unwrap();
     let name = mark(&token, "pilot");
     let _named = UnixListener::bind_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
     let port = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -230,6 +229,9 @@ fn a_survivor_outside_of_a_sandbox_is_found() {
 #[test]
 fn packets_that_no_filter_stops_are_seen_to_leave() {
     let _peer = network();
+    // As a payload's namespace has it: without a route the kernel gives a foreign source none either.
+    let route = ["route", "add", "default", "via", &PEER.to_string()];
+    assert!(Command::new("ip").args(route).status().unwrap().success());
     let token = format!("vestigo-test-packets-{}", std::process::id());
     let watch = Watch::start(&token).unwrap();
     let orders = Orders {

@@ -20,7 +20,7 @@ use std::{
 use clap::ValueEnum;
 use nix::{
     libc,
-    mqueue::{MQ_OFlag, MqdT, mq_open},
+    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open},
     sys::{signal::SigSet, stat::Mode},
     unistd::setsid,
 };
@@ -214,6 +214,16 @@ pub fn queue(token: &str, whose: &str) -> String {
     format!("/{}", mark(token, whose))
 }
 
+/// Makes a message queue that everybody may use.
+///
+/// # Errors
+/// As mq_open(3).
+pub fn make_queue(name: &str) -> nix::Result<MqdT> {
+    let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDWR;
+    // With attributes: without them, nix passes no mode either.
+    mq_open(name, flags, Mode::from_bits_truncate(0o666), Some(&MqAttr::new(0, 1, 64, 0)))
+}
+
 /// Shared memory, a queue and an abstract socket that others could find. Segment and queue stay until their IPC namespace ends.
 pub(crate) struct Talk {
     pub segment: Option<Segment>,
@@ -223,12 +233,10 @@ pub(crate) struct Talk {
 
 impl Talk {
     pub(crate) fn open(token: &str, whose: &str) -> Self {
-        let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDWR;
-        let mode = Mode::from_bits_truncate(0o666);
         let address = UnixAddr::from_abstract_name(mark(token, whose).as_bytes());
         Self {
             segment: Segment::make(key(token, whose)).ok(),
-            queue: mq_open(queue(token, whose).as_str(), flags, mode, None).ok(),
+            queue: make_queue(&queue(token, whose)).ok(),
             socket: address.and_then(|address| UnixListener::bind_addr(&address)).ok(),
         }
     }
