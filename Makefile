@@ -4,8 +4,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 CARGO ?= cargo
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+# Named with its triple, a build gets a folder of its own: the flags of one do not make the other build anew.
+TRIPLE := $(shell rustc -vV 2> /dev/null | sed -n 's/^host: //p')
+TRIPLE_NAME := $(shell echo $(TRIPLE) | tr a-z- A-Z_)
+AGENT := $(BUILT)/$(TRIPLE)/release/guest-agent
 
-.PHONY: help demo test check build prerequisites fmt man clean
+.PHONY: help demo test check build prerequisites fmt man clean agent-static bench-agent fuzz
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,6 +32,20 @@ check: prerequisites ## format, lints, licences
 
 test: build check ## unit, property and end-to-end tests
 	CI=$${CI:-true} $(CARGO) nextest run --workspace --locked
+
+agent-static: ## the agent for VM images: release, no shared libraries
+	@CARGO_TARGET_$(TRIPLE_NAME)_RUSTFLAGS="-C target-feature=+crt-static" \
+		$(CARGO) build --release --locked -p guest-agent --target $(TRIPLE)
+	echo "$(AGENT)" >&2
+
+# Standard output holds the figures only.
+bench-agent: agent-static ## figures of the agent beside bubblewrap (root, 5 minutes)
+	@tests/prerequisites --bench
+	$(CARGO) build --release --locked -p vestigo-tests --bin bench-agent
+	$(BUILT)/release/bench-agent $(AGENT)
+
+fuzz: prerequisites ## run every fuzz target (SECONDS=60 each)
+	@tests/fuzz/run $(or $(SECONDS),60)
 
 fmt: ## format the code
 	$(CARGO) fmt --all

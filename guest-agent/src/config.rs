@@ -15,6 +15,7 @@ use crate::{
     cgroup::{Cgroups, Limits, Millicores, Part},
     lease::Blocks,
     link::Target,
+    network::{ipv6, own},
 };
 
 /// Where the configuration is unless the command line says otherwise.
@@ -66,7 +67,21 @@ impl TryFrom<String> for Network {
     }
 }
 
-/// A range of ports, `20480-65535`.
+impl Network {
+    /// How many addresses it has.
+    #[must_use]
+    pub const fn room(self) -> u32 {
+        1 << (32 - self.prefix)
+    }
+
+    /// The address that all payloads take for their name server: the last but one, which no slot uses.
+    #[must_use]
+    pub fn dns(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.base) + (self.room() - 2))
+    }
+}
+
+/// A range of ports, `10240-65535`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Ports {
@@ -79,12 +94,12 @@ pub struct Ports {
 impl TryFrom<String> for Ports {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a port range; write it like 20480-65535, from 2048 upwards");
+        let bad = || format!("{text:?} is not a port range; write it like 10240-65535, from 4096 upwards");
         let (first, last) = text.split_once('-').ok_or_else(bad)?;
         let range =
             Self { first: first.trim().parse().map_err(|_| bad())?, last: last.trim().parse().map_err(|_| bad())? };
         // Below is kept for the VM's own connections.
-        if range.first < 2048 || range.last < range.first { Err(bad()) } else { Ok(range) }
+        if own::leases(range.first).is_none() || range.last < range.first { Err(bad()) } else { Ok(range) }
     }
 }
 
@@ -106,6 +121,10 @@ pub struct Config {
     pub rest: u32,
     /// Addresses between the VM and its payloads.
     pub inner_network: Network,
+    /// `auto`, `off`, or the /64 that payloads get an address of.
+    pub ipv6: ipv6::Setting,
+    /// Most connections of one payload at once.
+    pub connections: u32,
     /// The interface that payloads leave by; found by itself when absent.
     pub uplink: Option<String>,
     /// Socket, spool, leases: gone after a reboot.
@@ -140,10 +159,12 @@ impl Default for Config {
             link: Target::Auto,
             fail_mode: FailMode::Closed,
             ack_timeout: 10.0,
-            ports: Ports { first: 20480, last: 65535 },
+            ports: Ports { first: 10240, last: 65535 },
             block: 1024,
             rest: 300,
             inner_network: Network { base: Ipv4Addr::new(100, 64, 0, 0), prefix: 16 },
+            ipv6: ipv6::Setting::Auto,
+            connections: 4096,
             uplink: None,
             state_dir: "/run/vestigo".into(),
             scratch_dir: "/var/lib/vestigo/scratch".into(),
@@ -254,15 +275,15 @@ impl Config {
                 format!("not one block of {} ports fits into {}-{}", self.block, self.ports.first, self.ports.last),
             )
         })?;
-        let room = 1u32 << (32 - self.inner_network.prefix);
-        if u32::from(blocks.count()) * 4 > room {
+        if !(16..=1 << 20).contains(&self.connections) {
+            return Err(("connections", format!("{} is not between 16 and 1048576", self.connections)));
+        }
+        // Four for each, and as many for the name server.
+        let (needed, room) = (u32::from(blocks.count()) * 4 + 4, self.inner_network.room());
+        if needed > room {
             return Err((
                 "inner_network",
-                format!(
-                    "{} payloads need {} addresses, the network has {room}",
-                    blocks.count(),
-                    u32::from(blocks.count()) * 4
-                ),
+                format!("{} payloads need {needed} addresses, the network has {room}", blocks.count()),
             ));
         }
         Ok(())
@@ -343,6 +364,16 @@ mod tests {
     }
 
     #[test]
+    fn the_default_has_54_blocks_and_room_for_them() {
+        let config = Config::default();
+        assert_eq!(config.blocks().unwrap().count(), 54);
+        // 54 * 4 and the name server's four fit into a /24, and into nothing smaller.
+        let of = |prefix: u8| Config::parse(&format!("inner_network = \"10.0.0.0/{prefix}\""));
+        assert!(of(24).is_ok() && of(25).is_err());
+        assert_eq!(of(24).unwrap().inner_network.dns(), Ipv4Addr::new(10, 0, 0, 254));
+    }
+
+    #[test]
     fn errors_name_line_and_key() {
         let cases = [
             ("fail_mode = \"open\"\nfial = 1\n", 2, "fial"),
@@ -351,6 +382,9 @@ mod tests {
             ("# x\nblock = 60000\n", 2, "block"),
             ("inner_network = \"10.0.0.1/8\"", 1, "inner_network"),
             ("inner_network = \"10.0.0.0/29\"", 1, "inner_network"),
+            ("ports = \"3000-65535\"", 1, "ports"),
+            ("ipv6 = \"2001:db8::/56\"", 1, "ipv6"),
+            ("connections = 3", 1, "connections"),
             ("ack_timeout = -1.0", 1, "ack_timeout"),
             ("expose = [\"/run/x\"]", 1, "expose"),
             ("link = \"tcp:1\"", 1, "link"),

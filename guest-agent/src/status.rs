@@ -26,6 +26,15 @@ pub struct LinkStatus {
     pub contradictions: u64,
 }
 
+/// Sandboxes that wait for their payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// How many are there.
+    pub ready: usize,
+    /// How many there are when nobody has just taken one.
+    pub wanted: usize,
+}
+
 /// One running payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LivePayload {
@@ -62,9 +71,9 @@ pub struct Status {
     pub link: LinkStatus,
     /// Leases: in use, resting after use, all.
     pub leases: (usize, usize, usize),
-    /// Sandboxes that are prepared and wait.
+    /// Sandboxes prepared ahead.
     #[serde(default)]
-    pub ready: usize,
+    pub pool: PoolStatus,
     /// Running payloads: all of them for root, else those of the asking uid.
     pub payloads: Vec<LivePayload>,
 }
@@ -81,7 +90,11 @@ impl fmt::Display for Status {
             self.fail_mode, link.debt, link.refused_full
         )?;
         let (held, resting, all) = self.leases;
-        writeln!(f, "leases    {held} in use, {resting} resting, {all} in all; {} sandboxes ready", self.ready)?;
+        writeln!(
+            f,
+            "leases    {held} in use, {resting} resting, {all} in all; {} of {} sandboxes ready",
+            self.pool.ready, self.pool.wanted
+        )?;
         for p in &self.payloads {
             let leases: Vec<String> = p.leases.iter().map(ToString::to_string).collect();
             let leases = leases.join(", ");

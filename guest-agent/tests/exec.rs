@@ -40,7 +40,7 @@ fn true_runs_after_the_acknowledgement_and_its_record_says_who() {
     wait_for("the scratch folder's end", || !world.path("scratch").join(start.uid.to_string()).exists());
     // It sent no packet: its block is free at once.
     wait_for("the lease's return", || world.status().leases.0 == 0);
-    assert_eq!(world.status().leases, (0, 0, 44));
+    assert_eq!(world.status().leases, (0, 0, 54));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn two_users_at_once_leave_by_their_own_ports() {
         kill(pid(payload), Signal::SIGTERM).unwrap();
         assert_eq!(payload.wait().unwrap().code(), Some(128 + 15), "the signal reached the payload");
     }
-    wait_for("the blocks' rest", || world.status().leases == (0, 2, 44));
+    wait_for("the blocks' rest", || world.status().leases == (0, 2, 54));
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn bad_configuration_names_file_line_and_key() {
     for (content, words) in [
         ("# fine\nfail_mod = \"open\"\n", ["line 2", "`fail_mod`", "unknown field"]),
         ("block = \"many\"\n", ["line 1", "`block`", "invalid type"]),
-        ("\n\nports = \"70000-1\"\n", ["line 3", "`ports`", "20480-65535"]),
+        ("\n\nports = \"70000-1\"\n", ["line 3", "`ports`", "10240-65535"]),
     ] {
         fs::write(&path, content).unwrap();
         let output = agent().args(["daemon", "--check-config", "--config"]).arg(&path).output().unwrap();

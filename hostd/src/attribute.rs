@@ -5,8 +5,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use vestigo_model::{Attribution, DomainUuid, Flow, LEASE_REST, Payload, PayloadUid, Quality, Timestamp};
+use vestigo_model::{
+    Attribution, BEGAN_BEFORE, DomainUuid, Flow, Holder, Initiator, LEASE_REST, Lease, Payload, PayloadUid, Quality,
+    Timestamp,
+};
 
+use crate::{decode::proto, unleased};
+
+/// Reason of a flow that the VM began from no lease, though its agent has leases for everything.
+pub const OUTSIDE: &str = "outside-every-lease";
 /// Most payloads remembered for one VM, live and rested; the oldest ended ones go first.
 const MAX_PAYLOADS: usize = 2048;
 /// Most payloads that may be live in one VM at once; more are refused. Below [`MAX_PAYLOADS`], so that one that has ended can always
@@ -62,17 +69,34 @@ impl LeaseBook {
         self.payloads.get(&domain).into_iter().flatten()
     }
 
-    /// Payloads of the VM that have not ended.
+    /// Payloads of the VM that have not ended. Its own parts are none.
     #[must_use]
     pub fn live(&self, domain: DomainUuid) -> usize {
-        self.of_domain(domain).filter(|payload| payload.end.is_none()).count()
+        self.of_domain(domain).filter(|payload| payload.end.is_none() && payload.claim.holder.is_payload()).count()
     }
 
-    /// Whether another live payload of the VM holds a lease that overlaps one of this one's.
+    /// The claim that stands for this part of the VM's own traffic. `None` for payloads, of which there are many.
+    #[must_use]
+    pub fn live_own(&self, domain: DomainUuid, holder: Holder) -> Option<&Payload> {
+        self.of_domain(domain)
+            .find(|payload| !holder.is_payload() && payload.claim.holder == holder && payload.end.is_none())
+    }
+
+    /// Since when every part of the VM that has leases of its own has announced them; `None` while none has.
+    #[must_use]
+    pub fn own_since(&self, domain: DomainUuid) -> Option<Timestamp> {
+        [Holder::Pilot, Holder::System].iter().filter_map(|own| Some(self.live_own(domain, *own)?.received)).max()
+    }
+
+    /// Whether another live payload of the VM holds a lease that overlaps one of this one's. The VM's own parts share its
+    /// address.
     #[must_use]
     pub fn contested(&self, payload: &Payload) -> Option<PayloadUid> {
+        let own = |payload: &Payload| !payload.claim.holder.is_payload();
+        let shared = |other: &Payload, lease: Lease| own(payload) && own(other) && matches!(lease, Lease::Address(_));
         let overlaps = |other: &Payload| {
-            other.claim.leases.iter().any(|theirs| payload.claim.leases.iter().any(|ours| overlap(*ours, *theirs)))
+            let ours = payload.claim.leases.iter().filter(|lease| !shared(other, **lease));
+            ours.into_iter().any(|ours| other.claim.leases.iter().any(|theirs| overlap(*ours, *theirs)))
         };
         self.of_domain(payload.domain)
             .find(|other| other.claim.uid != payload.claim.uid && other.end.is_none() && overlaps(other))
@@ -87,33 +111,64 @@ impl LeaseBook {
         self.payloads.retain(|_, held| !held.is_empty());
     }
 
-    /// Attributes a flow by what is known now.
+    /// Attributes a flow by what is known now. `began` is the first packet of the whole flow, of which this may be a later part.
     #[must_use]
-    pub fn attribute(&self, flow: &Flow, agent: AgentState) -> Attribution {
-        let marks = |payload: &&Payload| payload.claim.leases.iter().any(|lease| flow.marked_by(lease));
-        let covering: Vec<&Payload> = self.of_domain(flow.domain).filter(marks).collect();
+    pub fn attribute(&self, flow: &Flow, began: Timestamp, agent: AgentState) -> Attribution {
+        let covering = flow.marked(self.of_domain(flow.domain));
         let mut then = covering.iter().filter(|payload| payload.held_leases_at(flow.first));
         match (then.next(), then.next()) {
-            (Some(payload), None) => {
+            (Some(payload), None) if held_when_begun(payload, &covering, began) => {
                 Attribution { quality: Quality::Lease, payload: Some(payload.claim.uid), reason: String::new() }
             }
+            (Some(_), None) => only_the_vm(BEGAN_BEFORE),
             (Some(_), Some(_)) => only_the_vm("contested-lease"),
             (None, _) if !covering.is_empty() => only_the_vm("no-lease-then"),
             (None, _) => only_the_vm(match agent {
                 AgentState::Absent => "agent-absent",
                 AgentState::Silent => "agent-silent",
-                AgentState::Present => "outside-every-lease",
+                AgentState::Present => self.why_unmarked(flow, began),
             }),
         }
     }
+
+    /// Why a flow that no lease marks is none that anybody should worry about, or that it is.
+    fn why_unmarked(&self, flow: &Flow, began: Timestamp) -> &'static str {
+        if let Some(reason) = unleased::harmless(flow) {
+            reason
+        } else if self.own_since(flow.domain).is_some_and(|since| began < since) {
+            "before-the-agent"
+        } else {
+            OUTSIDE
+        }
+    }
+
+    /// Whether the flow contradicts what the VM's agent says: that nothing leaves the VM but from a lease. `watched` is
+    /// since when the VM's flows are known: what a conversation met in its middle looks like says nothing.
+    #[must_use]
+    pub fn contradicts(&self, flow: &Flow, began: Timestamp, watched: Timestamp) -> bool {
+        let begun_by_vm = match (flow.initiator, flow.proto) {
+            (Initiator::Seen, _) => true,
+            (Initiator::Inferred, proto) => proto != proto::TCP && began > watched,
+            (Initiator::Unknown, _) => false,
+        };
+        flow.attribution.reason == OUTSIDE && begun_by_vm && self.own_since(flow.domain).is_some()
+    }
+}
+
+/// Whether the lease was announced before the flow began. An agent that was started anew announces the VM's own parts
+/// again; they are the same as before.
+fn held_when_begun(payload: &Payload, covering: &[&Payload], began: Timestamp) -> bool {
+    let holder = payload.claim.holder;
+    let before = |other: &&Payload| other.claim.holder == holder && other.held_leases_at(began);
+    payload.received <= began || (!holder.is_payload() && covering.iter().any(before))
 }
 
 fn only_the_vm(reason: &str) -> Attribution {
     Attribution { quality: Quality::Instance, payload: None, reason: reason.to_owned() }
 }
 
-fn overlap(a: vestigo_model::Lease, b: vestigo_model::Lease) -> bool {
-    use vestigo_model::Lease::{Address, Ports};
+fn overlap(a: Lease, b: Lease) -> bool {
+    use Lease::{Address, Ports};
     match (a, b) {
         (Ports(a), Ports(b)) => a.first <= b.last && b.first <= a.last,
         (Address(a), Address(b)) => a == b,
@@ -194,7 +249,7 @@ mod tests {
     }
 
     fn ask(book: &LeaseBook, domain: u128, port: u16, time: i64, agent: AgentState) -> (Option<u128>, String) {
-        let got = book.attribute(&flow(domain, port, time), agent);
+        let got = book.attribute(&flow(domain, port, time), at(time), agent);
         (got.payload.map(|uid| uid.0.as_u128()), got.reason)
     }
 
@@ -226,6 +281,69 @@ mod tests {
         book.enter(second);
         assert_eq!(ask(&book, 1, 21_100, 150, AgentState::Present), (None, "contested-lease".into()));
         assert_eq!(ask(&book, 1, 20_500, 150, AgentState::Present).0, Some(10));
+    }
+
+    fn own(domain: u128, uid: u128, holder: Holder, first: u16, from: i64) -> Payload {
+        let mut own = payload(domain, uid, first, from, None);
+        own.claim.holder = holder;
+        own.claim.leases.push(Lease::Address("2001:db8::1".parse().unwrap()));
+        own
+    }
+
+    #[test]
+    fn the_vms_own_parts_are_marked_and_are_no_payloads() {
+        let mut book = LeaseBook::new();
+        book.enter(own(1, 1, Holder::System, 1024, 100));
+        let pilot = own(1, 2, Holder::Pilot, 2048, 110);
+        assert_eq!(book.contested(&pilot), None, "they share the VM's address");
+        book.enter(pilot);
+        assert_eq!(book.live(DomainUuid(Uuid::from_u128(1))), 0);
+        assert_eq!(book.own_since(DomainUuid(Uuid::from_u128(1))), Some(at(110)));
+        assert_eq!(ask(&book, 1, 1500, 150, AgentState::Present).0, Some(1));
+        assert_eq!(ask(&book, 1, 2100, 150, AgentState::Present).0, Some(2));
+        assert_eq!(ask(&book, 1, 60_000, 105, AgentState::Present).1, "before-the-agent");
+        assert_eq!(ask(&book, 1, 60_000, 150, AgentState::Present).1, OUTSIDE);
+        let greedy = payload(1, 3, 2000, 120, None);
+        assert!(book.contested(&greedy).is_some(), "a payload in the VM's own ports");
+    }
+
+    #[test]
+    fn what_contradicts_a_present_agent() {
+        let mut book = LeaseBook::new();
+        let contradicts = |book: &LeaseBook, change: &dyn Fn(&mut Flow), began: i64| {
+            let mut flow = flow(1, 60_000, began);
+            change(&mut flow);
+            flow.attribution = book.attribute(&flow, at(began), AgentState::Present);
+            book.contradicts(&flow, at(began), at(90))
+        };
+        assert!(!contradicts(&book, &|_| {}, 150), "an agent that never said what the VM's own ports are");
+        book.enter(own(1, 1, Holder::System, 1024, 100));
+        book.enter(payload(1, 2, 20_480, 100, Some(200)));
+        assert!(contradicts(&book, &|_| {}, 150));
+        assert!(!contradicts(&book, &|_| {}, 99), "begun before the agent spoke");
+        assert!(!contradicts(&book, &|flow| flow.orig_port = 1030, 150), "the VM's own");
+        assert!(!contradicts(&book, &|flow| flow.orig_port = 20_500, 450), "a late packet while the lease rests");
+        assert!(!contradicts(&book, &|flow| flow.initiator = Initiator::Inferred, 150), "TCP met in the middle");
+        let udp = |flow: &mut Flow| (flow.proto, flow.initiator) = (17, Initiator::Inferred);
+        assert!(contradicts(&book, &udp, 150));
+        assert!(!contradicts(&book, &|flow| flow.direction = Direction::Incoming, 150), "a service of the VM");
+    }
+
+    #[test]
+    fn a_flow_older_than_the_lease_is_not_the_payloads() {
+        let mut book = LeaseBook::new();
+        book.enter(payload(1, 10, 20_480, 100, None));
+        let part = flow(1, 20_500, 160);
+        assert_eq!(book.attribute(&part, at(100), AgentState::Present).payload.map(|uid| uid.0.as_u128()), Some(10));
+        let got = book.attribute(&part, at(40), AgentState::Present);
+        assert_eq!((got.payload, got.reason.as_str()), (None, BEGAN_BEFORE));
+        // The agent was started anew: the same part of the VM, under another run id.
+        let mut before = own(1, 1, Holder::System, 1024, 10);
+        before.end = Some(PayloadEnd { received: at(100), claimed: at(100), exit: Exit::Lost, silent: false });
+        book.enter(before);
+        book.enter(own(1, 2, Holder::System, 1024, 100));
+        let got = book.attribute(&flow(1, 1030, 160), at(40), AgentState::Present);
+        assert_eq!(got.payload.map(|uid| uid.0.as_u128()), Some(2));
     }
 
     #[test]

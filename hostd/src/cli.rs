@@ -25,7 +25,7 @@ pub enum Command {
         /// Configuration file (TOML).
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
-        /// Only read the configuration and the table of VOs, and say what is wrong with them.
+        /// Only read the configuration, the table of VOs and the bans, and say what is wrong with them.
         #[arg(long)]
         check_config: bool,
     },

@@ -65,6 +65,9 @@ pub struct Config {
     /// Table of projects and VOs.
     #[serde(default = "default_vos")]
     pub vos: PathBuf,
+    /// Who must not run here. Without it nobody is banned.
+    #[serde(default)]
+    pub bans: Option<PathBuf>,
     /// libvirt.
     #[serde(default)]
     pub libvirt: Libvirt,
@@ -235,7 +238,9 @@ impl Config {
         let folders =
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
-        if let Some((key, folder)) = relative.into_iter().find(|(_, folder)| !folder.is_absolute()) {
+        let relative = relative.chain(self.bans.iter().map(|file| ("bans", file)));
+        let mut relative = relative;
+        if let Some((key, folder)) = relative.find(|(_, folder)| !folder.is_absolute()) {
             return Err(value(key, &format!("is {}, a relative path; give an absolute one", folder.display())));
         }
         Ok(())

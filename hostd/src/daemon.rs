@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,9 +13,10 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
 };
 use vestigo_ledger::{Recovered, WriterOptions};
-use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock};
+use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock, settings::Mistake};
 
 use crate::{
+    bans::{self, BanSet},
     config::{Config, ConfigError},
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
@@ -50,6 +52,22 @@ pub enum DaemonError {
         /// Why.
         why: VosError,
     },
+    /// The bans cannot be read. Going on without them would lift them all.
+    #[error("cannot read {}; write it (an empty file bans nobody) or remove `bans` from the configuration", path.display())]
+    BansRead {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The bans are wrong.
+    #[error("{}, {mistake}; correct that", path.display())]
+    Bans {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and where.
+        mistake: Mistake,
+    },
     /// A folder cannot be made.
     #[error("cannot make the folder {}; hostd runs as root", path.display())]
     Folder {
@@ -76,20 +94,41 @@ impl DaemonError {
     /// Whether the administrator has to correct a file.
     #[must_use]
     pub const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::VosRead { .. } | Self::Vos { .. })
+        matches!(
+            self,
+            Self::Config(_) | Self::VosRead { .. } | Self::Vos { .. } | Self::BansRead { .. } | Self::Bans { .. }
+        )
     }
 }
 
-/// Reads the configuration and the table of VOs.
+/// Everything that an administrator writes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `hostd.toml`
+    pub config: Config,
+    /// `vos.toml`
+    pub vos: VoMap,
+    /// `bans.toml`, if the configuration names one.
+    pub bans: Arc<BanSet>,
+}
+
+/// Reads the configuration, the table of VOs and the bans.
 ///
 /// # Errors
 /// [`DaemonError`]: what is wrong with them.
-pub fn check(path: &Path) -> Result<(Config, VoMap), DaemonError> {
+pub fn check(path: &Path) -> Result<Settings, DaemonError> {
     let config = Config::load(path)?;
     let path = config.vos.clone();
     let text = fs::read_to_string(&path).map_err(|source| DaemonError::VosRead { path: path.clone(), source })?;
     let vos = VoMap::parse(&text).map_err(|why| DaemonError::Vos { path, why })?;
-    Ok((config, vos))
+    let bans = config.bans.as_deref().map(read_bans).transpose()?.unwrap_or_default();
+    Ok(Settings { config, vos, bans: Arc::new(bans) })
+}
+
+fn read_bans(path: &Path) -> Result<BanSet, DaemonError> {
+    let path = path.to_owned();
+    let text = fs::read_to_string(&path).map_err(|source| DaemonError::BansRead { path: path.clone(), source })?;
+    bans::file::parse(&text).map_err(|mistake| DaemonError::Bans { path, mistake })
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -97,15 +136,11 @@ pub fn check(path: &Path) -> Result<(Config, VoMap), DaemonError> {
 /// # Errors
 /// [`DaemonError`].
 pub fn run(path: &Path) -> Result<(), DaemonError> {
-    let (config, vos) = check(path)?;
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(serve(path, config, vos))
+    let settings = check(path)?;
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(path, settings))
 }
 
-async fn serve(path: &Path, config: Config, vos: VoMap) -> Result<(), DaemonError> {
+async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<(), DaemonError> {
     for folder in [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders) {
         fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.clone(), source })?;
     }
@@ -124,6 +159,7 @@ async fn serve(path: &Path, config: Config, vos: VoMap) -> Result<(), DaemonErro
     let hypervisor = Hypervisor::connect(&config.libvirt.uri, &Options::default())?;
     let (events, machine_events) = mpsc::channel(QUEUE);
     let (new_vos, vos) = watch::channel(vos);
+    let (new_bans, bans) = watch::channel(bans);
     let options = MachineOptions {
         host: config.host.clone(),
         vos,
@@ -137,6 +173,7 @@ async fn serve(path: &Path, config: Config, vos: VoMap) -> Result<(), DaemonErro
         meter: config.meter.options(),
         coverage: Duration::from_secs(config.record.coverage),
         agent_silent: Duration::from_secs(config.record.agent_silent),
+        bans,
     };
     let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
     let (stop, stopped) = oneshot::channel();
@@ -146,7 +183,8 @@ async fn serve(path: &Path, config: Config, vos: VoMap) -> Result<(), DaemonErro
         let _ = stop.send(());
         result
     });
-    let reloader = tokio::spawn(reload(path.to_owned(), config.clone(), new_vos, signal(SignalKind::hangup())?));
+    let hangup = signal(SignalKind::hangup())?;
+    let reloader = tokio::spawn(reload(path.to_owned(), config.clone(), (new_vos, new_bans), hangup));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(host = %config.host, "hostd runs");
@@ -182,17 +220,27 @@ async fn started(config: &Config, recorder: &Recorder, recovered: &Recovered) ->
     Ok(recorder.record(Fact::Event(event)).await?)
 }
 
-/// On SIGHUP: a new table of VOs takes effect for every running VM, or the old one stays whole. What else has changed
-/// needs a restart, and is said to.
-async fn reload(path: PathBuf, running: Config, vos: watch::Sender<VoMap>, mut hangup: Signal) {
+/// On SIGHUP: a new table of VOs and new bans take effect for every running VM, or the old ones stay whole. What else has
+/// changed needs a restart, and is said to.
+async fn reload(
+    path: PathBuf,
+    running: Config,
+    (vos, bans): (watch::Sender<VoMap>, watch::Sender<Arc<BanSet>>),
+    mut hangup: Signal,
+) {
     while hangup.recv().await.is_some() {
         match check(&path) {
-            Ok((config, map)) => {
-                if config != running {
+            // Another file of bans, or none any more: taking it would be half of the new configuration.
+            Ok(new) if new.config.bans != running.bans => {
+                tracing::error!(path = %path.display(), "`bans` names another file; nothing was reloaded, restart hostd");
+            }
+            Ok(new) => {
+                if new.config != running {
                     tracing::warn!(path = %path.display(), "the file has changed; that takes effect when hostd is restarted");
                 }
-                vos.send_replace(map);
-                tracing::info!(path = %running.vos.display(), "the table of VOs was read again");
+                tracing::info!(path = %running.vos.display(), bans = new.bans.len(), "the table of VOs and the bans were read again");
+                vos.send_replace(new.vos);
+                bans.send_replace(new.bans);
             }
             Err(error) => tracing::error!(error = chain(&error), "nothing was reloaded; hostd goes on as before"),
         }

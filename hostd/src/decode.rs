@@ -45,7 +45,8 @@ pub struct Packet {
     pub dst: IpAddr,
     /// IANA protocol number.
     pub proto: u8,
-    /// Source port; ICMP echo identifier; 0 where there is none.
+    /// Source port; ICMP echo identifier; of an ICMP error the port (or identifier) that its sender has in the packet that it
+    /// speaks of; 0 where there is none.
     pub src_port: u16,
     /// Destination port; 0 where there is none.
     pub dst_port: u16,
@@ -160,7 +161,7 @@ pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
         None => return Err(Undecodable::NotIp),
     };
     let (src_port, dst_port, tcp_flags, icmp) = match fragment {
-        None => transport(sliced.transport.as_ref()),
+        None => transport(proto, sliced.transport.as_ref(), payload),
         Some(Fragment { first: true, .. }) => transport_of_first_fragment(proto, payload),
         Some(_) => (0, 0, 0, None),
     };
@@ -179,17 +180,55 @@ fn ipv6_fragment(extensions: &Ipv6ExtensionsSlice<'_>) -> Option<Fragment> {
 
 /// etherparse slices no transport header out of a fragment, but the first one has it.
 fn transport_of_first_fragment(proto: u8, payload: &[u8]) -> Transport {
-    let word =
-        |at: usize| payload.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_be_bytes(*two));
-    let byte = |at: usize| payload.get(at).copied().unwrap_or(0);
     match proto {
-        proto::TCP => (word(0), word(2), byte(13), None),
-        proto::UDP | proto::SCTP => (word(0), word(2), 0, None),
+        proto::TCP => (word(payload, 0), word(payload, 2), byte(payload, 13), None),
+        proto::UDP | proto::SCTP => (word(payload, 0), word(payload, 2), 0, None),
         proto::ICMP | proto::ICMPV6 => {
-            let echo = matches!((proto, byte(0)), (proto::ICMP, 0 | 8) | (proto::ICMPV6, 128 | 129));
-            (if echo { word(4) } else { 0 }, 0, 0, Some((byte(0), byte(1))))
+            let kind = byte(payload, 0);
+            let message = payload.get(8..).unwrap_or_default();
+            (icmp_id(proto, kind, word(payload, 4), message), 0, 0, Some((kind, byte(payload, 1))))
         }
         _ => (0, 0, 0, None),
+    }
+}
+
+/// 0 beyond the end.
+fn word(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_be_bytes(*two))
+}
+
+/// 0 beyond the end.
+fn byte(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or(0)
+}
+
+/// What stands for a port in an ICMP message: the identifier of a question or its answer; of an error the port of the packet
+/// that it speaks of (`message`, behind the first eight bytes), on the side of whoever sends the error.
+fn icmp_id(proto: u8, kind: u8, identifier: u16, message: &[u8]) -> u16 {
+    match (proto, kind) {
+        (proto::ICMP, 0 | 8 | 13 | 14) | (proto::ICMPV6, 128 | 129) => identifier,
+        _ if is_icmp_error(proto, kind) => port_spoken_of(message),
+        _ => 0,
+    }
+}
+
+/// Whether the message speaks of a packet that was received.
+#[must_use]
+pub const fn is_icmp_error(proto: u8, kind: u8) -> bool {
+    matches!((proto, kind), (proto::ICMP, 3 | 4 | 5 | 11 | 12) | (proto::ICMPV6, 1..=4))
+}
+
+/// The destination port of the packet that an ICMP error repeats the beginning of. Extension headers of IPv6 are not followed.
+fn port_spoken_of(packet: &[u8]) -> u16 {
+    let (proto, header) = match byte(packet, 0) >> 4 {
+        4 => (byte(packet, 9), usize::from(byte(packet, 0) & 0x0f) * 4),
+        6 => (byte(packet, 6), 40),
+        _ => return 0,
+    };
+    match proto {
+        proto::TCP | proto::UDP | proto::SCTP => word(packet, header + 2),
+        proto::ICMP | proto::ICMPV6 => word(packet, header + 4),
+        _ => 0,
     }
 }
 
@@ -210,7 +249,7 @@ fn captured_after_ipv6(sliced: &LaxSlicedPacket<'_>, payload: usize) -> usize {
 
 type Transport = (u16, u16, u8, Option<(u8, u8)>);
 
-fn transport(slice: Option<&TransportSlice<'_>>) -> Transport {
+fn transport(proto: u8, slice: Option<&TransportSlice<'_>>, payload: &[u8]) -> Transport {
     match slice {
         Some(TransportSlice::Tcp(tcp)) => {
             let flags = tcp.slice().get(13).copied().unwrap_or(0);
@@ -218,20 +257,22 @@ fn transport(slice: Option<&TransportSlice<'_>>) -> Transport {
         }
         Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port(), 0, None),
         Some(TransportSlice::Icmpv4(icmp)) => {
-            let echo = matches!(icmp.type_u8(), 0 | 8 | 13 | 14);
-            (echo_id(echo, icmp.bytes5to8()), 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
+            let id = icmp_id(proto::ICMP, icmp.type_u8(), first_word(icmp.bytes5to8()), icmp.payload());
+            (id, 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
         }
         Some(TransportSlice::Icmpv6(icmp)) => {
-            let echo = matches!(icmp.type_u8(), 128 | 129);
-            (echo_id(echo, icmp.bytes5to8()), 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
+            let id = icmp_id(proto::ICMPV6, icmp.type_u8(), first_word(icmp.bytes5to8()), icmp.payload());
+            (id, 0, 0, Some((icmp.type_u8(), icmp.code_u8())))
         }
+        // etherparse knows no SCTP; its ports stand where those of UDP do.
+        Some(_) | None if proto == proto::SCTP => (word(payload, 0), word(payload, 2), 0, None),
         Some(_) | None => (0, 0, 0, None),
     }
 }
 
-fn echo_id(echo: bool, rest: [u8; 4]) -> u16 {
-    let [a, b, ..] = rest;
-    if echo { u16::from_be_bytes([a, b]) } else { 0 }
+const fn first_word(bytes: [u8; 4]) -> u16 {
+    let [a, b, ..] = bytes;
+    u16::from_be_bytes([a, b])
 }
 
 #[cfg(test)]
@@ -298,6 +339,60 @@ mod tests {
             .unwrap();
         let packet = decode(&frame).unwrap();
         assert_eq!((packet.src_port, packet.icmp), (0x1234, Some((8, 0))));
+    }
+
+    #[test]
+    fn ping_of_ipv6_has_its_identifier() {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv6([1; 16], [2; 16], 64)
+            .icmpv6_echo_request(0x1234, 7)
+            .write(&mut frame, b"abc")
+            .unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!((packet.proto, packet.src_port, packet.icmp), (proto::ICMPV6, 0x1234, Some((128, 0))));
+    }
+
+    /// An error of the VM's about a packet that came for its port 21000.
+    #[test]
+    fn an_icmp_error_has_the_port_it_speaks_of() {
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv4([192, 0, 2, 7], [10, 0, 0, 5], 64).udp(53, 21_000).write(&mut quoted, b"late").unwrap();
+        let mut frame = Vec::new();
+        let unreachable =
+            etherparse::Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64)
+            .icmpv4(unreachable)
+            .write(&mut frame, &quoted)
+            .unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!((packet.src_port, packet.icmp), (21_000, Some((3, 3))));
+
+        let mut quoted = Vec::new();
+        PacketBuilder::ipv6([2; 16], [1; 16], 64).icmpv6_echo_reply(21_007, 1).write(&mut quoted, b"late").unwrap();
+        let mut frame = Vec::new();
+        let unreachable = etherparse::Icmpv6Type::DestinationUnreachable(etherparse::icmpv6::DestUnreachableCode::Port);
+        PacketBuilder::ethernet2(VM, GW)
+            .ipv6([1; 16], [2; 16], 64)
+            .icmpv6(unreachable)
+            .write(&mut frame, &quoted)
+            .unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!((packet.src_port, packet.icmp), (21_007, Some((1, 4))));
+        for length in 0..quoted.len() {
+            port_spoken_of(&quoted[..length]);
+        }
+        assert_eq!(port_spoken_of(&[0x4f; 3]), 0);
+    }
+
+    #[test]
+    fn sctp_has_ports() {
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2(VM, GW).ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64);
+        builder.write(&mut frame, etherparse::IpNumber(proto::SCTP), &[0x52, 0x08, 0x01, 0xbb, 0, 0, 0, 0]).unwrap();
+        let packet = decode(&frame).unwrap();
+        assert_eq!((packet.src_port, packet.dst_port, packet.proto), (21_000, 443, proto::SCTP));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
     };
     flow.src_expected = src_expected(&flow, &observed.tap);
-    flow.attribution = book.attribute(&flow, agent);
+    flow.attribution = book.attribute(&flow, record.began, agent);
     flow
 }
 
@@ -97,6 +97,7 @@ mod tests {
             resp: (resp.0.parse().unwrap(), resp.1),
             proto,
             vlan: None,
+            began: time,
             first: time,
             last: time,
             from_orig: (sent, 40 * sent, 0),

@@ -1,10 +1,11 @@
 //! `hostd`: sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 //!
-//! Pure: [`decode`], [`meter`], [`attribute`], [`join`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
+//! Pure: [`decode`], [`meter`], [`attribute`], [`unleased`], [`join`], [`bans`], [`tasks`], [`quota`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
 //! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links).
 //! [`service`] owns the state between them; [`daemon`] puts all together.
 
 pub mod attribute;
+pub mod bans;
 pub mod capture;
 pub mod cli;
 pub mod config;
@@ -17,6 +18,9 @@ pub mod machines;
 pub mod meter;
 pub mod payloads;
 pub mod pin;
+pub mod quota;
 pub mod recorder;
 pub mod service;
+pub mod tasks;
+pub mod unleased;
 pub mod vm;

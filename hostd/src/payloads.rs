@@ -19,6 +19,8 @@ impl Payloads for FromLedger {
         match facts {
             Ok(facts) => {
                 let mine = facts.payloads.into_iter().filter(|payload| payload.domain == instance.domain);
+                // The VM's own traffic is nobody's work.
+                let mine = mine.filter(|payload| payload.claim.holder.is_payload());
                 mine.map(summary).collect()
             }
             Err(error) => {

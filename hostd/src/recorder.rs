@@ -27,8 +27,10 @@ const PACE: Duration = Duration::from_millis(200);
 /// Called when a fact is durable; dropped uncalled when it could not be kept.
 pub type Durable = Box<dyn FnOnce() + Send>;
 
+// Nearly all that waits here are flows: a box would only add an allocation for each.
+#[allow(clippy::large_enum_variant)]
 enum Entry {
-    Fact(FactRecord, Option<Durable>),
+    Fact(Box<FactRecord>, Option<Durable>),
     Flow(Flow),
     Stop,
 }
@@ -89,7 +91,7 @@ impl Recorder {
     pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<Durable>) {
         let record = FactRecord { recorded: SystemClock.now(), fact, link };
         // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
-        let _ = self.queue.send(Entry::Fact(record, done)).await;
+        let _ = self.queue.send(Entry::Fact(Box::new(record), done)).await;
     }
 
     /// Queues a flow, or counts it as lost.
@@ -152,7 +154,7 @@ impl Keeper {
         let mut flows = Vec::new();
         for entry in batch.drain(..) {
             match entry {
-                Entry::Fact(fact, done) => waiting.push((fact, done)),
+                Entry::Fact(fact, done) => waiting.push((*fact, done)),
                 Entry::Flow(flow) => flows.push(flow),
                 Entry::Stop => {}
             }

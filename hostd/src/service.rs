@@ -7,26 +7,29 @@
 //! ```
 //! Whatever ends first ends the daemon; state that must outlive it is in the ledger and in the pin folders.
 
+mod claims;
 mod facts;
+mod telling;
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vestigo_model::{
-    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, Label, LinkPosition, Payload,
-    PayloadClaim, PayloadEnd, PayloadUid, StopReason, SystemClock, Timestamp,
-    link::{Claim, Hello},
+    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, LinkPosition, Payload, PayloadEnd,
+    StopReason, SystemClock, Timestamp, link::Hello,
 };
 
 use crate::{
-    attribute::{AgentState, LeaseBook, MAX_LIVE},
+    attribute::{AgentState, LeaseBook},
+    bans::BanSet,
     capture::Tapped,
     domain::Inspection,
-    guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS, Verdict},
+    guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
     join::join,
     machines::MachineEvent,
     meter::MeterOptions,
     recorder::{Recorder, told},
+    tasks::TaskBook,
     vm::{Vm, lost},
 };
 
@@ -47,6 +50,8 @@ pub struct ServiceOptions {
     pub coverage: Duration,
     /// Silence after which an agent counts as silent.
     pub agent_silent: Duration,
+    /// The bans of the host; a new set takes effect at once.
+    pub bans: watch::Receiver<Arc<BanSet>>,
 }
 
 /// The service.
@@ -57,6 +62,7 @@ pub struct Service {
     /// Intervals that an earlier life left open, until it is known whether they go on.
     unconfirmed: HashMap<DomainUuid, vestigo_model::Instance>,
     book: LeaseBook,
+    tasks: TaskBook,
     positions: Vec<LinkPosition>,
     links: mpsc::Sender<LinkEvent>,
     taps: mpsc::Sender<Tapped>,
@@ -83,8 +89,8 @@ impl Service {
         let mut book = LeaseBook::new();
         recovered.payloads.into_iter().for_each(|payload| book.enter(payload));
         let unconfirmed = recovered.instances.into_iter().map(|instance| (instance.domain, instance)).collect();
-        let positions = recovered.links;
-        let service = Self { options, recorder, vms: HashMap::new(), unconfirmed, book, positions, links, taps };
+        let (positions, tasks) = (recovered.links, TaskBook::restored(recovered.tasks));
+        let service = Self { options, recorder, vms: HashMap::new(), unconfirmed, book, tasks, positions, links, taps };
         (service, Inputs { links: link_events, taps: tapped, machines })
     }
 
@@ -93,6 +99,7 @@ impl Service {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = tokio::time::interval(WATCHDOG);
+        let mut bans = self.options.bans.clone();
         loop {
             tokio::select! {
                 biased;
@@ -106,7 +113,8 @@ impl Service {
                     Some(event) => self.machine(event).await,
                     None => break,
                 },
-                Some(tapped) = inputs.taps.recv() => self.flow(&tapped),
+                Ok(()) = bans.changed() => self.spread_bans(),
+                Some(tapped) = inputs.taps.recv() => self.flow(&tapped).await,
                 _ = coverage.tick() => self.coverage().await,
             }
         }
@@ -119,15 +127,20 @@ impl Service {
             self.close(domain, now).await;
         }
         while let Ok(tapped) = tapped.try_recv() {
-            self.flow(&tapped);
+            self.flow(&tapped).await;
+        }
+        for domain in self.vms.keys().copied().collect::<Vec<_>>() {
+            self.tell_waiting(domain, true).await;
         }
         self.event(None, EventKind::HostStopped, []).await;
         self.recorder.stop().await;
     }
 
-    fn flow(&mut self, tapped: &Tapped) {
+    async fn flow(&mut self, tapped: &Tapped) {
         let agent = self.agent(tapped.observed.domain);
-        self.recorder.flow(join(tapped, &self.book, agent));
+        let flow = join(tapped, &self.book, agent);
+        self.note_contradiction(&flow, tapped.record.began).await;
+        self.recorder.flow(flow);
     }
 
     fn agent(&self, domain: DomainUuid) -> AgentState {
@@ -148,7 +161,12 @@ impl Service {
         for coverage in statements {
             self.recorder.submit(Fact::Coverage(coverage), None, None).await;
         }
+        for domain in self.vms.keys().copied().collect::<Vec<_>>() {
+            self.tell_waiting(domain, false).await;
+        }
+        self.spread_bans();
         self.book.prune(now);
+        self.tasks.prune(now);
     }
 
     async fn machine(&mut self, event: MachineEvent) {
@@ -206,19 +224,23 @@ impl Service {
         let Some(vm) = self.vms.get_mut(&domain) else { return };
         vm.watch_taps(self.options.meter, &self.taps);
         let instance = vm.instance.clone();
+        self.spread_bans();
         if !written {
             self.recorder.submit(Fact::Instance(instance), None, None).await;
         }
     }
 
     fn open_link(&mut self, domain: DomainUuid, path: PathBuf) {
-        let Some(vm) = self.vms.get_mut(&domain) else { return };
+        let Some(vm) = self.vms.get(&domain) else { return };
         if vm.channel.as_ref().is_some_and(|(open, _)| *open == path) {
             return;
         }
         let known = self.positions.iter().filter(|position| position.domain == domain).cloned().collect();
-        let link = guestlink::open(domain, path.clone(), known, LinkOptions::default(), self.links.clone());
-        vm.channel = Some((path, link));
+        let bans = self.bans_of(domain);
+        let link = guestlink::open(domain, path.clone(), known, LinkOptions::default(), bans, self.links.clone());
+        if let Some(vm) = self.vms.get_mut(&domain) {
+            vm.channel = Some((path, link));
+        }
     }
 
     async fn no_channel(&mut self, domain: DomainUuid, why: String) {
@@ -253,6 +275,7 @@ impl Service {
 
     /// Ends the VM's captures and its link, with their last statement of coverage.
     async fn close(&mut self, domain: DomainUuid, now: Timestamp) {
+        self.tell_waiting(domain, true).await;
         let Some(vm) = self.vms.get_mut(&domain) else { return };
         let silent = self.options.agent_silent;
         let statements = tokio::task::block_in_place(|| vm.close(now, silent));
@@ -289,6 +312,7 @@ impl Service {
                     vm.heard(SystemClock.now());
                 }
             }
+            LinkEvent::BansSent(domain, list) => self.bans_sent(domain, list).await,
             LinkEvent::Fault(domain, count, text) => {
                 tracing::warn!(%domain, count, text, "a guest broke the link's protocol");
                 self.event(Some(domain), EventKind::LinkFault, [("fault", text), ("count", count.to_string())]).await;
@@ -318,97 +342,11 @@ impl Service {
         self.event(Some(domain), EventKind::AgentHello, detail).await;
     }
 
-    /// Turns a statement into a fact and a verdict. A payload's lease is in the book before its start is acknowledged, so
-    /// that no flow of it can come first.
-    async fn claim(
-        &mut self,
-        domain: DomainUuid,
-        position: LinkPosition,
-        time: Timestamp,
-        claim: Claim,
-        done: oneshot::Sender<Verdict>,
-    ) {
-        let now = SystemClock.now();
-        if let Some(vm) = self.vms.get_mut(&domain) {
-            vm.heard(now);
-        }
-        self.note_position(&position);
-        let (fact, verdict) = match claim {
-            Claim::PayloadStart(claim) => match self.refusal(domain, &claim) {
-                None => (self.payload_starts(domain, now, time, claim).await, Ok(())),
-                Some(reason) => {
-                    let what = format!("payload {} was refused: {reason}", claim.uid);
-                    tracing::warn!(%domain, what, "refused");
-                    (facts::link_fault(&self.options.host, domain, now, what), Err(reason))
-                }
-            },
-            Claim::PayloadEnd { uid, exit, silent } => {
-                (self.payload_ends(domain, uid, PayloadEnd { received: now, claimed: time, exit, silent }), Ok(()))
-            }
-            _ => (facts::link_fault(&self.options.host, domain, now, "a statement of a newer agent".into()), Ok(())),
-        };
-        self.recorder.submit(fact, Some(position), Some(told(done, verdict))).await;
-    }
-
-    /// Remembers where the VM's chain ends; a guest that makes up boots pushes out its own.
-    fn note_position(&mut self, position: &LinkPosition) {
-        self.positions.retain(|known| (known.domain, known.boot) != (position.domain, position.boot));
-        self.positions.push(position.clone());
-        let of_vm = self.positions.iter().filter(|known| known.domain == position.domain).count();
-        if of_vm > MAX_BOOTS {
-            let oldest = self.positions.iter().position(|known| known.domain == position.domain);
-            oldest.map(|index| self.positions.remove(index));
-        }
-    }
-
-    /// Why a payload must not start. What was claimed once under a run id stays: a guest may not write its history anew.
-    fn refusal(&self, domain: DomainUuid, claim: &PayloadClaim) -> Option<Label> {
-        let reason = if let Err(bound) = claim.check() {
-            format!("the claim is out of bounds: {bound}")
-        } else if self.book.payload(domain, claim.uid).is_some_and(|known| known.claim != *claim) {
-            "its run id belongs to another payload".to_owned()
-        } else if self.book.live(domain) >= MAX_LIVE {
-            format!("{MAX_LIVE} payloads of this VM are running already")
-        } else {
-            return None;
-        };
-        Label::new(reason).or_else(|_| Label::new("refused")).ok()
-    }
-
-    async fn payload_starts(
-        &mut self,
-        domain: DomainUuid,
-        now: Timestamp,
-        claimed: Timestamp,
-        claim: PayloadClaim,
-    ) -> Fact {
-        if let Some(known) = self.book.payload(domain, claim.uid) {
-            // Said again, word for word, by an agent that could not know that it was heard.
-            return Fact::Payload(known.clone());
-        }
-        let payload = Payload { host: self.options.host.clone(), domain, received: now, claimed, claim, end: None };
-        self.contradictions(&payload).await;
-        self.book.enter(payload.clone());
-        Fact::Payload(payload)
-    }
-
-    fn payload_ends(&mut self, domain: DomainUuid, uid: PayloadUid, end: PayloadEnd) -> Fact {
-        let fault = |what| facts::link_fault(&self.options.host, domain, end.received, what);
-        match self.book.payload(domain, uid).cloned() {
-            None => fault(format!("the end of an unknown payload {uid}")),
-            Some(payload) if payload.end.is_some() => fault(format!("another end of payload {uid}, which has ended")),
-            Some(mut payload) => {
-                payload.end = Some(end);
-                self.book.enter(payload.clone());
-                Fact::Payload(payload)
-            }
-        }
-    }
-
     async fn contradictions(&self, payload: &Payload) {
         let vo = self.vms.get(&payload.domain).and_then(|vm| vm.instance.vo.as_ref());
         let mut found = Vec::new();
-        if let Some(vo) = vo.filter(|vo| **vo != payload.claim.vo) {
+        let is_payload = payload.claim.holder.is_payload();
+        if let Some(vo) = vo.filter(|vo| is_payload && **vo != payload.claim.vo) {
             found.push(format!("the payload claims VO {}, the tenant's is {vo}", payload.claim.vo));
         }
         if let Some(other) = self.book.contested(payload) {
@@ -431,3 +369,6 @@ impl Service {
         self.recorder.submit(fact, None, None).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

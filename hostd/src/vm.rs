@@ -3,15 +3,43 @@
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use tokio::sync::mpsc::Sender;
-use vestigo_model::{BootId, Coverage, CoverageState, Instance, TapName, Timestamp};
+use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, TapName, Timestamp};
 
 use crate::{
     attribute::AgentState,
     capture::{CaptureError, Observed, PnetSource, Report, TapCapture, Tapped},
-    guestlink::LinkHandle,
+    guestlink::{BanList, LinkHandle},
     meter::MeterOptions,
+    quota::{Pace, Quota},
     recorder::chain,
 };
+
+/// What one VM can make hostd write beside its payloads: rates that no honest agent comes near.
+#[derive(Debug)]
+pub struct Limits {
+    /// Connections seen by its agent.
+    pub connections: Quota,
+    /// Every other statement that is no payload: refusals, alarms, effects of bans, faults.
+    pub statements: Quota,
+    /// Flows outside of every lease.
+    pub contradictions: Pace,
+    /// The last of these.
+    pub last_contradiction: Option<String>,
+    /// Where its chain stands when the last statement of it was left out.
+    pub unkept: Option<LinkPosition>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: Quota::new(10.0, 1000.0),
+            statements: Quota::new(5.0, 500.0),
+            contradictions: Pace::default(),
+            last_contradiction: None,
+            unkept: None,
+        }
+    }
+}
 
 /// A VM.
 pub struct Vm {
@@ -21,6 +49,12 @@ pub struct Vm {
     pub channel: Option<(PathBuf, LinkHandle)>,
     /// The guest's boot, once its agent has said so.
     pub boot: Option<BootId>,
+    /// What it may still say, and what of its flows has been told.
+    pub limits: Limits,
+    /// The bans that its agent was told last.
+    pub told_bans: BanList,
+    /// Since when its flows are seen.
+    pub watched: Timestamp,
     heard: Option<Timestamp>,
     taps: HashMap<TapName, TapCapture>,
     failures: HashMap<TapName, String>,
@@ -36,6 +70,9 @@ impl Vm {
             instance,
             channel: None,
             boot: None,
+            limits: Limits::default(),
+            told_bans: BanList::default(),
+            watched: now,
             heard: None,
             taps: HashMap::new(),
             failures: HashMap::new(),

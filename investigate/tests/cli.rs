@@ -214,3 +214,89 @@ fn help_documents_the_exit_codes() {
         assert!(shown.contains("3  nothing found") && shown.contains("VESTIGO_LEDGER"), "{shown}");
     }
 }
+
+/// One VM with a signed payload, one with a token, and the VM's own parts.
+fn ledger_of_origins() -> TempDir {
+    use vestigo_model::*;
+    let label = |text: &str| Label::new(text).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut signed = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    signed.claim.trust = Trust::SignedByUser;
+    signed.claim.task = Some(TaskMark {
+        id: label("analysis-7"),
+        nonce: label("n"),
+        runs: 1,
+        not_before: at("14:00:00"),
+        expires: at("18:00:00"),
+        statement: Digest::of(b"statement"),
+        key: label("SHA256:abc"),
+    });
+    signed.claim.interpreter = Some(Executable { path: "/bin/sh".to_owned(), sha256: Digest::of(b"sh") });
+    let caller = Caller { uid: 1000, gid: 1001, pid: 77 };
+    let time = at("14:00:59");
+    let access = Access { caller, connected: time, authenticated: time, authorized: time, runs_as: 200_000 };
+    signed.claim.access = Some(access);
+    let mut token = payload(&vm, 2, "bob", "atlas", (42000, 42999), "14:01:00");
+    token.claim.trust = Trust::AssertedByVo;
+    token.claim.token = Some(TokenMark {
+        issuer: label("https://iss.example"),
+        subject: label("bob"),
+        id: Some(label("jti-9")),
+        expires: at("18:00:00"),
+        verified: false,
+    });
+    let mut own = payload(&vm, 3, "pilot", "none", (2048, 4095), "14:01:00");
+    own.claim.holder = Holder::Pilot;
+    let facts = [Fact::Instance(vm.clone()), Fact::Payload(signed), Fact::Payload(token), Fact::Payload(own)];
+    let facts = facts.map(|fact| record(at("14:01:00"), fact));
+    let flows = [(41022, 1), (42022, 2), (3000, 3)].map(|(port, of)| flow(&vm, port, "14:03:22", Some(of)));
+    writer.append(&facts, &flows).unwrap();
+    root
+}
+
+#[test]
+fn who_says_on_whose_word_and_does_not_mix_the_kinds_of_trust() {
+    let root = ledger_of_origins();
+    let ask = |port: u16| {
+        text(&vestigo(root.path(), &format!("who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port {port}")).stdout)
+    };
+    let signed = ask(41022);
+    for words in [
+        "signed-by-user",
+        "analysis-7 by key SHA256:abc",
+        "may run once",
+        "/bin/sh",
+        "uid 1000 gid 1001 pid 77",
+        "uid 200000",
+    ] {
+        assert!(signed.contains(words), "{words} in {signed}");
+    }
+    assert!(!signed.contains("token"), "{signed}");
+    let token = ask(42022);
+    assert!(token.contains("asserted-by-vo") && token.contains("jti-9, signature not checked"), "{token}");
+    assert!(!token.contains("signed task") && !token.contains("asserted-by-token"), "{token}");
+    let json = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 41022 --json");
+    let value: Value = serde_json::from_slice(&json.stdout).unwrap();
+    let claims = &value["answer"]["candidates"][0]["guest_claims"];
+    assert_eq!((&claims["holder"], &claims["trust"]), (&"payload".into(), &"signed-by-user".into()));
+    assert_eq!((&claims["task"]["key"], &claims["token"]), (&"SHA256:abc".into(), &Value::Null));
+    assert_eq!((&claims["access"]["caller"]["pid"], &claims["interpreter"]["path"]), (&77.into(), &"/bin/sh".into()));
+}
+
+#[test]
+fn the_vms_own_traffic_is_nobodys_payload() {
+    let root = ledger_of_origins();
+    let output = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 3000");
+    let shown = text(&output.stdout);
+    assert!(shown.contains("Candidate 1 of 1: pilot traffic of the VM, no user's payload, VO atlas"), "{shown}");
+    assert!(shown.contains("ATTRIBUTION lease") && !shown.contains("trust"), "{shown}");
+    assert!(!shown.contains("contradiction"), "the VM's own traffic is of no VO: {shown}");
+    assert_eq!(vestigo(root.path(), "pilots --user pilot").status.code(), Some(3), "it is no user either");
+    let nobody = text(&vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 3000 --json").stdout);
+    let value: Value = serde_json::from_str(&nobody).unwrap();
+    assert_eq!(value["answer"]["candidates"][0]["guest_claims"]["holder"], "pilot");
+}

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use vestigo_model::{FactRecord, Flow, HostId, LinkPosition, Timestamp};
 
+use crate::tasks::TaskUse;
+
 /// Version of the write-ahead log's entries.
 pub(crate) const VERSION: u32 = 1;
 
@@ -34,6 +36,8 @@ pub(crate) enum Entry {
     Carried(Box<FactRecord>),
     /// A chain position that held when the generation began.
     Link(CarriedLink),
+    /// A run of a signed task that counted when the generation began.
+    Task(Box<TaskUse>),
     /// A fact.
     Fact(Box<FactRecord>),
     /// A flow.
@@ -47,6 +51,7 @@ pub(crate) enum EntryRef<'a> {
     Header(&'a Header),
     Carried(&'a FactRecord),
     Link(&'a CarriedLink),
+    Task(&'a TaskUse),
     Fact(&'a FactRecord),
     Flow(&'a Flow),
 }

@@ -31,6 +31,7 @@ pub mod questions;
 mod reader;
 mod segment;
 mod state;
+mod tasks;
 mod writer;
 
 pub use durable::IoError;
@@ -38,4 +39,5 @@ pub use error::LedgerError;
 pub use manifest::{FORMAT, FileEntry, Generations, Kind, Losses, Manifest, ManifestError, Sealed, VERSION, Validity};
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
+pub use tasks::TaskUse;
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

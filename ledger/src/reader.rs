@@ -230,7 +230,7 @@ fn entry_range(entry: &Entry) -> Option<TimeRange> {
     match entry {
         Entry::Flow(flow) => TimeRange::new(flow.first, flow.last),
         Entry::Fact(record) => TimeRange::new(record.recorded, record.recorded),
-        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) => None,
+        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) | Entry::Task(_) => None,
     }
 }
 

@@ -12,6 +12,7 @@ use vestigo_model::{
 use crate::{
     claims::{Later, compare},
     entry::{CarriedLink, Entry},
+    tasks::{TaskUse, Tasks},
 };
 
 /// How long a fact is carried on after its end: flows of it may still be written (idle and active timeout, FIN wait).
@@ -31,6 +32,7 @@ pub(crate) struct State {
     instances: BTreeMap<(DomainUuid, Timestamp), FactRecord>,
     payloads: BTreeMap<DomainUuid, Payloads>,
     links: BTreeMap<DomainUuid, BTreeMap<BootId, CarriedLink>>,
+    tasks: Tasks,
     pub(crate) last_recorded: Option<Timestamp>,
 }
 
@@ -73,6 +75,7 @@ impl State {
             Entry::Header(header) => self.last_recorded = self.last_recorded.max(header.last_recorded),
             Entry::Carried(record) | Entry::Fact(record) => self.apply_fact(record),
             Entry::Link(link) => self.apply_link(link.clone()),
+            Entry::Task(used) => self.tasks.insert((**used).clone()),
             Entry::Flow(flow) => self.apply_flow(flow),
         }
     }
@@ -92,7 +95,10 @@ impl State {
             Fact::Instance(instance) => {
                 self.instances.insert((instance.domain, instance.start), record.clone());
             }
-            Fact::Payload(payload) => self.payloads.entry(payload.domain).or_default().take(payload, record),
+            Fact::Payload(payload) => {
+                self.payloads.entry(payload.domain).or_default().take(payload, record);
+                self.tasks.apply(payload);
+            }
             Fact::Coverage(_) | Fact::Event(_) => {}
         }
     }
@@ -112,6 +118,7 @@ impl State {
 
     /// Forgets what no later record can need.
     pub(crate) fn prune(&mut self, now: Timestamp) {
+        self.tasks.prune(now);
         let fresh = |end: Timestamp| now.since(end) <= KEPT_AFTER_END;
         self.instances.retain(|_, record| instance_end(record).is_none_or(fresh));
         let domains: BTreeSet<DomainUuid> = self.instances.keys().map(|(domain, _)| *domain).collect();
@@ -140,6 +147,11 @@ impl State {
     /// The chain positions, one per boot of a guest.
     pub(crate) fn links(&self) -> impl Iterator<Item = &CarriedLink> {
         self.links.values().flat_map(BTreeMap::values)
+    }
+
+    /// The runs of signed tasks that still count.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = &TaskUse> {
+        self.tasks.iter()
     }
 
     /// Instances that have not ended.

@@ -28,6 +28,7 @@ use crate::{
     manifest::{self, Generations, Manifest},
     segment::{SegmentError, content, seal},
     state::State,
+    tasks::TaskUse,
 };
 
 /// How long a failed seal is left alone before it is tried again.
@@ -53,6 +54,8 @@ pub struct Recovered {
     pub payloads: Vec<Payload>,
     /// The furthest position per (domain, boot).
     pub links: Vec<LinkPosition>,
+    /// Runs of signed tasks whose permission has not expired.
+    pub tasks: Vec<TaskUse>,
     /// Time of the last record: the gap from here to now is to be written as coverage.
     pub last_recorded: Option<Timestamp>,
     /// Bytes cut off the log's end: a write that did not finish, so nothing that was acknowledged.
@@ -304,7 +307,7 @@ fn entry_time(entry: &Entry) -> Option<Timestamp> {
     match entry {
         Entry::Fact(record) => Some(record.recorded),
         Entry::Flow(flow) => Some(flow.last),
-        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) => None,
+        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) | Entry::Task(_) => None,
     }
 }
 
@@ -322,6 +325,9 @@ fn begin(root: &Path, host: &HostId, generation: u64, state: &State) -> Result<(
     }
     for link in state.links() {
         encode(EntryRef::Link(link), &mut frames)?;
+    }
+    for used in state.tasks() {
+        encode(EntryRef::Task(used), &mut frames)?;
     }
     Ok(durable::write_file(&log::path(root, generation), &frames)?)
 }
@@ -415,11 +421,14 @@ impl Recovery {
     }
 
     fn recovered(&self) -> Recovered {
+        let last = self.state.last_recorded;
+        let matters = |used: &&TaskUse| last.is_none_or(|last| used.matters_at(last));
         Recovered {
             instances: self.state.open_instances(),
             payloads: self.state.live_payloads(),
             links: self.state.link_positions(),
-            last_recorded: self.state.last_recorded,
+            tasks: self.state.tasks().filter(matters).cloned().collect(),
+            last_recorded: last,
             torn_bytes: self.torn,
         }
     }

@@ -337,3 +337,94 @@ fn rubble_of_a_crash_is_removed_and_a_record_of_a_newer_version_is_counted() {
     assert_eq!(sealed.manifest.losses.unreadable_records, 1);
     assert_eq!(sealed.manifest.files.iter().map(|f| f.kind).collect::<Vec<_>>(), Kind::ALL);
 }
+
+/// A payload with everything that a claim can say.
+fn signed(number: u8, nonce: &str, expires: &str) -> vestigo_model::Payload {
+    let text = |text: &str| vestigo_model::Label::new(text).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut payload = payload(&vm, number, "alice", "atlas", (41000, 41999), "14:01:00");
+    payload.claim.trust = vestigo_model::Trust::SignedByUser;
+    payload.claim.task = Some(vestigo_model::TaskMark {
+        id: text("analysis"),
+        nonce: text(nonce),
+        runs: 1,
+        not_before: at("14:00:00"),
+        expires: at(expires),
+        statement: Digest::of(b"statement"),
+        key: text("SHA256:abc"),
+    });
+    payload
+}
+
+#[test]
+fn runs_of_signed_tasks_are_remembered_until_their_permission_expires() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(root.path());
+    let given_back = finished(signed(3, "c", "18:00:00"), "14:01:30", Exit::NotStarted);
+    let facts = [
+        record(at("14:01:00"), Fact::Payload(finished(signed(1, "a", "18:00:00"), "14:01:30", Exit::Code(0)))),
+        record(at("14:01:00"), Fact::Payload(signed(2, "b", "15:00:00"))),
+        record(at("14:01:00"), Fact::Payload(signed(3, "c", "18:00:00"))),
+        record(at("14:01:30"), Fact::Payload(given_back)),
+    ];
+    writer.append(&facts, &[]).unwrap();
+    let runs = |writer: Writer| {
+        drop(writer);
+        let (writer, recovered) = open(root.path());
+        let nonces: Vec<_> = recovered.tasks.iter().map(|used| used.task.nonce.to_string()).collect();
+        (writer, nonces)
+    };
+    let (mut writer, nonces) = runs(writer);
+    assert_eq!(nonces, ["a", "b"]);
+    // Hours later, when the payload itself is no longer carried: twice, because the second generation has only the first's word.
+    for clock in ["16:00:00", "16:30:00"] {
+        writer.append(&[record(at(clock), Fact::Payload(signed(9, "z", "16:00:01")))], &[]).unwrap();
+        writer.seal(at(clock)).unwrap();
+    }
+    let (mut writer, nonces) = runs(writer);
+    assert_eq!(nonces, ["a"], "the others have expired");
+    writer.append(&[record(at("18:20:00"), Fact::Payload(signed(8, "y", "18:00:00")))], &[]).unwrap();
+    writer.seal(at("18:20:00")).unwrap();
+    assert!(runs(writer).1.is_empty());
+}
+
+#[test]
+fn a_claim_of_an_older_agent_and_log_is_still_read() {
+    let json = r#"{"recorded":"2026-11-22T14:01:00Z","fact":"payload","host":"hv1","domain":"d0000000-0000-4000-8000-000000000001",
+        "received":"2026-11-22T14:01:00Z","claimed":"2026-11-22T14:01:00Z","claim":{"uid":"a0000000-0000-4000-8000-000000000001",
+        "pilot":"p","payload":"t","user":{"issuer":"i","subject":"s"},"vo":"atlas","trust":"asserted-by-vo",
+        "command":["a"],"leases":[{"ports":{"first":20480,"last":21503}}],"isolation":{}}}"#;
+    let old: FactRecord = serde_json::from_str(json).unwrap();
+    let Fact::Payload(payload) = &old.fact else { panic!("{old:?}") };
+    assert!(payload.claim.holder.is_payload() && payload.claim.task.is_none());
+    let root = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(root.path());
+    writer.append(&[old], &[]).unwrap();
+    writer.seal(at("14:05:00")).unwrap();
+    assert_eq!(counts(root.path()).2, 1);
+}
+
+#[test]
+fn what_a_claim_rests_on_has_columns() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(root.path());
+    let mut own = payload(&instance("hv1", 1, None, "10.0.0.5"), 2, "system", "none", (1024, 2047), "14:01:00");
+    own.claim.holder = vestigo_model::Holder::System;
+    let facts =
+        [record(at("14:01:00"), Fact::Payload(signed(1, "n", "18:00:00"))), record(at("14:01:00"), Fact::Payload(own))];
+    writer.append(&facts, &[]).unwrap();
+    let info = writer.seal(at("14:05:00")).unwrap().unwrap();
+    let file = info.manifest.files.iter().find(|file| file.kind == Kind::Payloads).unwrap();
+    let file = File::open(info.folder.join(&file.name)).unwrap();
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let column = |name: &str| {
+        let column =
+            arrow::compute::cast(batch.column_by_name(name).unwrap(), &arrow::datatypes::DataType::Utf8).unwrap();
+        let texts = arrow::array::AsArray::as_string::<i32>(&column);
+        texts.iter().map(|text| text.unwrap_or("-").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(column("holder"), ["payload", "system"]);
+    assert_eq!(column("task_id"), ["analysis", "-"]);
+    assert_eq!(column("task_key"), ["SHA256:abc", "-"]);
+}

@@ -513,3 +513,26 @@ fn damage_in_a_live_log_makes_an_answer_incomplete() {
     let answer = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap();
     assert!(answer.coverage.unreadable > 0 && !answer.coverage.complete);
 }
+
+/// A later part of a flow: hostd knew that the whole of it began before the lease.
+#[test]
+fn a_flow_older_than_the_lease_is_the_payloads_only_if_the_claim_was_late() {
+    let asked = |claimed: &str| {
+        let root = tempfile::tempdir().unwrap();
+        let options =
+            WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+        let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+        let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+        let mut payload = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:02:00");
+        payload.claimed = at(claimed);
+        let mut part = flow(&vm, 41022, "14:03:22", None);
+        part.attribution.reason = vestigo_model::BEGAN_BEFORE.to_owned();
+        let facts = [Fact::Instance(vm), Fact::Payload(payload)].map(|fact| record(at("14:02:00"), fact));
+        writer.append(&facts, &[part]).unwrap();
+        let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+        let answer = ledger.who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
+        (answer.candidates[0].attribution.quality, answer.candidates[0].guest_claims.is_some())
+    };
+    assert_eq!(asked("14:02:00"), (Quality::Instance, false), "somebody's before the payload came");
+    assert_eq!(asked("14:01:00"), (Quality::ClaimedLate, true), "an agent that paid its debt, perhaps");
+}

@@ -6,6 +6,8 @@ use crate::{BootId, Coverage, Digest, DomainUuid, Event, Instance, Payload, Time
 
 /// One fact. `Instance` and `Payload` are whole snapshots. Of an instance the last one recorded under its key holds: it is the host's
 /// own word. Of a payload the first does, and a later one may only add its end: it is a guest's.
+// Most facts of a busy host are payloads: a box would only add an allocation for each.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "kebab-case")]
 pub enum Fact {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DomainUuid, HostId, InstanceId, Lease, PayloadUid, TapName, Timestamp, Vo};
+use crate::{DomainUuid, HostId, InstanceId, PayloadUid, TapName, Timestamp, Vo};
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
@@ -95,6 +95,10 @@ words!(
     }
 );
 
+/// Reason of a flow record that is not attributed because the flow (not only this record of it) began before the lease that
+/// now marks it was announced.
+pub const BEGAN_BEFORE: &str = "began-before-the-lease";
+
 /// Which payload a flow belongs to, and how that is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attribution {
@@ -135,7 +139,8 @@ pub struct Flow {
     pub direction: Direction,
     /// Originator's address.
     pub orig_ip: IpAddr,
-    /// Originator's port; for ICMP echo the identifier; 0 where the protocol has none.
+    /// Originator's port; for ICMP echo the identifier, for an ICMP error the originator's port in the packet that it speaks of;
+    /// 0 where the protocol has none.
     pub orig_port: u16,
     /// Responder's address.
     pub resp_ip: IpAddr,
@@ -197,27 +202,6 @@ impl Flow {
         }
     }
 
-    /// Whether the lease marks this flow's packets as a payload's own: the arithmetic of attribution. Time is the caller's.
-    ///
-    /// A port block marks what *leaves* the VM. A packet to one of its ports says nothing about a payload until the VM has
-    /// answered from that port, and a connection that another machine began never belongs to a payload behind source NAT.
-    #[must_use]
-    pub fn marked_by(&self, lease: &Lease) -> bool {
-        const ICMP: u8 = 1;
-        const TCP: u8 = 6;
-        const UDP: u8 = 17;
-        let (ip, port) = self.local();
-        match (lease, ip.to_canonical()) {
-            (Lease::Address(own), IpAddr::V6(ip)) => *own == ip,
-            (Lease::Ports(block), IpAddr::V4(_)) if block.contains(port) => match (self.proto, self.direction) {
-                (TCP | UDP | ICMP, Direction::Outgoing) => true,
-                (TCP | UDP, Direction::Incoming) => self.initiator != Initiator::Seen && self.sent_by_vm() > 0,
-                _ => false,
-            },
-            _ => false,
-        }
-    }
-
     /// The other side's address and port.
     #[must_use]
     pub const fn peer(&self) -> (IpAddr, u16) {
@@ -225,85 +209,5 @@ impl Flow {
             Direction::Outgoing => (self.resp_ip, self.resp_port),
             Direction::Incoming => (self.orig_ip, self.orig_port),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::PortBlock;
-    use uuid::Uuid;
-
-    fn flow(direction: Direction, initiator: Initiator, proto: u8, local: &str, answered: u64) -> Flow {
-        let local = parse(local);
-        let peer = ("192.0.2.1".parse().unwrap(), 443);
-        let (orig, resp) = if direction == Direction::Outgoing { (local, peer) } else { (peer, local) };
-        Flow {
-            host: HostId::new("hv1").unwrap(),
-            tap: TapName::new("vnet0").unwrap(),
-            domain: DomainUuid(Uuid::nil()),
-            instance: InstanceId::new("i").unwrap(),
-            vo: None,
-            direction,
-            orig_ip: orig.0,
-            orig_port: orig.1,
-            resp_ip: resp.0,
-            resp_port: resp.1,
-            proto,
-            vlan: None,
-            first: Timestamp::from_nanos(0),
-            last: Timestamp::from_nanos(0),
-            orig_packets: 1,
-            orig_bytes: 40,
-            resp_packets: answered,
-            resp_bytes: 40 * answered,
-            orig_flags: 0,
-            resp_flags: 0,
-            end_reason: EndReason::Idle,
-            initiator,
-            src_expected: Expected::Unknown,
-            community_id: String::new(),
-            post_nat: None,
-            attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
-        }
-    }
-
-    fn parse(text: &str) -> (IpAddr, u16) {
-        let socket: std::net::SocketAddr = text.parse().unwrap();
-        (socket.ip(), socket.port())
-    }
-
-    fn marked(direction: Direction, initiator: Initiator, proto: u8, local: &str, answered: u64) -> bool {
-        let local = parse(local);
-        let mut flow = flow(direction, initiator, proto, "10.0.0.5:1", answered);
-        match direction {
-            Direction::Outgoing => (flow.orig_ip, flow.orig_port) = local,
-            Direction::Incoming => (flow.resp_ip, flow.resp_port) = local,
-        }
-        flow.marked_by(&Lease::Ports(PortBlock { first: 20_480, last: 21_503 }))
-    }
-
-    #[test]
-    fn a_block_marks_what_leaves_from_it() {
-        use Direction::{Incoming, Outgoing};
-        use Initiator::{Inferred, Seen};
-        assert!(marked(Outgoing, Seen, 6, "10.0.0.5:20480", 0));
-        assert!(marked(Outgoing, Seen, 17, "10.0.0.5:21503", 0));
-        assert!(marked(Outgoing, Seen, 1, "10.0.0.5:21000", 0), "echo identifier");
-        assert!(!marked(Outgoing, Seen, 6, "10.0.0.5:20479", 0));
-        assert!(!marked(Outgoing, Seen, 6, "10.0.0.5:21504", 0));
-        assert!(!marked(Outgoing, Seen, 47, "10.0.0.5:20480", 0), "GRE has no ports");
-        assert!(!marked(Outgoing, Seen, 6, "[2001:db8::1]:20480", 0), "IPv6 is leased by address");
-        assert!(!marked(Incoming, Seen, 6, "10.0.0.5:20480", 1), "somebody else's call, refused");
-        assert!(!marked(Incoming, Inferred, 17, "10.0.0.5:20480", 0), "a stray packet");
-        assert!(marked(Incoming, Inferred, 6, "10.0.0.5:20480", 1), "met in the middle, and the VM speaks");
-    }
-
-    #[test]
-    fn an_address_marks_all_its_traffic() {
-        let mut own = flow(Direction::Outgoing, Initiator::Seen, 47, "10.0.0.5:0", 0);
-        own.orig_ip = "2001:db8::7".parse().unwrap();
-        assert!(own.marked_by(&Lease::Address("2001:db8::7".parse().unwrap())));
-        assert!(!own.marked_by(&Lease::Address("2001:db8::8".parse().unwrap())));
     }
 }

@@ -148,6 +148,18 @@ text_id!(
     Label, "text", 255, printable
 );
 
+impl Label {
+    /// As much of the text as a label holds: what does not print is left out, what is too long is cut. An empty one is `-`.
+    #[must_use]
+    pub fn cut(text: &str) -> Self {
+        const MAX: usize = 255;
+        let mut held: String = text.chars().filter(|c| printable(*c)).collect();
+        let end = (0..=MAX.min(held.len())).rev().find(|end| held.is_char_boundary(*end)).unwrap_or(0);
+        held.truncate(end);
+        Self(if held.is_empty() { "-".to_owned() } else { held })
+    }
+}
+
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident, $kind:literal) => {
         $(#[$doc])*
@@ -261,6 +273,16 @@ mod tests {
     fn item_day_comes_from_the_id() {
         let id: ItemId = "0193a1b2-0000-7000-8000-000000000000".parse().unwrap();
         assert_eq!(id.day(), "2024-12-07".replace('-', "/"));
+    }
+
+    #[test]
+    fn any_text_can_be_cut_to_a_label() {
+        for text in ["", "plain", "a\u{202e}b\n", &"é".repeat(400), &"x".repeat(255)] {
+            let label = Label::cut(text);
+            assert_eq!(Label::new(label.as_str()), Ok(label), "{text:?}");
+        }
+        assert_eq!(Label::cut("a\u{202e}b\n").as_str(), "ab");
+        assert_eq!(Label::cut(&"é".repeat(400)).as_str().len(), 254);
     }
 
     proptest! {

@@ -19,6 +19,7 @@ mod handover;
 mod id;
 mod instance;
 pub mod link;
+mod mark;
 mod payload;
 pub mod settings;
 mod time;
@@ -30,12 +31,13 @@ pub use coverage::{Coverage, CoverageState};
 pub use digest::{Digest, ParseDigestError};
 pub use event::{Event, EventKind};
 pub use fact::{Fact, FactRecord, LinkPosition};
-pub use flow::{Attribution, Direction, EndReason, Expected, Flow, Initiator, PostNat, Quality};
+pub use flow::{Attribution, BEGAN_BEFORE, Direction, EndReason, Expected, Flow, Initiator, PostNat, Quality};
 pub use handover::{Handover, HandoverResult, Outcome, PayloadSummary, PinnedDisk, PinnedLayer};
 pub use id::{
     BootId, DomainUuid, HostId, IdError, InstanceId, ItemId, Label, Mac, PayloadId, PayloadUid, PilotId, TapName, Vo,
 };
 pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
+pub use mark::Mark;
 pub use payload::{
     Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
     Trust, User,

@@ -238,6 +238,15 @@ pub struct PayloadEnd {
     pub silent: bool,
 }
 
+impl PayloadEnd {
+    /// How long the payload's leases rest from then on. One that was lost (its VM or its agent went away) or never sent
+    /// anything has no late packets.
+    #[must_use]
+    pub fn rest(&self) -> Duration {
+        if self.exit == Exit::Lost || self.silent { Duration::ZERO } else { LEASE_REST }
+    }
+}
+
 /// A payload as the host keeps it: the guest's claim under the host's own stamp. Its key is (`host`, `domain`, `claim.uid`);
 /// the first claim under a key holds, and a later record may only add the end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,8 +272,7 @@ impl Payload {
     /// comes after is somebody else's.
     #[must_use]
     pub fn held_leases_at(&self, time: Timestamp) -> bool {
-        let rests = |end: PayloadEnd| end.exit != Exit::Lost && !end.silent;
-        let until = |end: PayloadEnd| if rests(end) { end.received + LEASE_REST } else { end.received };
+        let until = |end: PayloadEnd| end.received + end.rest();
         self.received <= time && self.end.is_none_or(|end| time <= until(end))
     }
 }

@@ -16,9 +16,9 @@ use super::state::{Shared, State};
 use crate::{
     cgroup::{Group, Limits},
     lease::Slot,
-    network::{Namespace, Plan as Network, settle},
+    network::{Namespace, Plan as Network},
     protocol::Refusal,
-    sandbox::{self, Ground, Sandbox, scratch::Scratch},
+    sandbox::{self, Ground, Sandbox, StepError, mounts, scratch::Scratch},
 };
 
 /// Pause after a berth could not be prepared.
@@ -42,7 +42,7 @@ pub(super) struct Line {
 struct Leased {
     state: Shared,
     line: Option<Line>,
-    silent: Option<bool>,
+    silent: bool,
 }
 
 impl Leased {
@@ -51,14 +51,25 @@ impl Leased {
             Some(line) => line,
             None => Line::new(state)?,
         };
-        Ok(Self { state: Shared::clone(state), line: Some(line), silent: None })
+        Ok(Self { state: Shared::clone(state), line: Some(line), silent: false })
     }
 
-    /// Asked once all processes are dead: whether not a single packet was sent, not even to itself.
-    fn silent(&mut self) -> bool {
-        let Some(line) = &mut self.line else { return false };
-        let state = &self.state;
-        *self.silent.get_or_insert_with(|| line.namespace.untouched() && state.networks().untouched(&line.plan))
+    /// Once all processes are dead: gives the network back, or takes it down. Whether no connection ever left the VM.
+    fn retire(&mut self) -> bool {
+        let Some(Line { slot, plan, namespace }) = self.line.take() else { return self.silent };
+        self.silent = match self.state.networks().renew(&plan, namespace) {
+            Ok(namespace) => {
+                if let Some(line) = self.state.pool.keep(Line { slot, plan, namespace }) {
+                    line.take_down(&self.state);
+                }
+                true
+            }
+            Err(used) => {
+                self.state.release(slot, used);
+                !used
+            }
+        };
+        self.silent
     }
 }
 
@@ -75,22 +86,22 @@ impl Line {
         }
     }
 
-    fn take_down(self, state: &State, used: bool) {
-        state.networks().remove(&self.plan);
+    fn take_down(self, state: &State) {
+        let used = state.networks().remove(&self.plan);
         state.release(self.slot, used);
     }
 }
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        let silent = self.silent();
-        let Some(line) = self.line.take() else { return };
-        if !silent {
-            line.take_down(&self.state, true);
-        } else if let Some(line) = self.state.pool.keep(line) {
-            line.take_down(&self.state, false);
-        }
+        self.retire();
     }
+}
+
+/// The mounts of every payload: its folders, and the name servers of the moment.
+fn private(state: &State, scratch: &Scratch) -> Result<[OwnedFd; 4], StepError> {
+    let [home, tmp, var_tmp] = scratch.mounts()?;
+    Ok([home, tmp, var_tmp, mounts::detach_file(&state.resolvers_path())?])
 }
 
 /// Ways for PID 1 into its groups, opened with the daemon's rights.
@@ -100,8 +111,8 @@ fn doors(group: &Group) -> Result<Vec<File>, Refusal> {
     doors.map_err(|e| Refusal::system(format!("a payload's cgroup cannot be entered: {e}")))
 }
 
-/// Makes the mounts of a payload that are not the usual ones; told its uid outside and the usual three.
-pub(super) type Mounts<'a> = &'a dyn Fn(u32, [OwnedFd; 3]) -> Result<Vec<OwnedFd>, Refusal>;
+/// Makes the mounts of a payload that are not the usual ones; told its uid outside and the usual ones.
+pub(super) type Mounts<'a> = &'a dyn Fn(u32, [OwnedFd; 4]) -> Result<Vec<OwnedFd>, Refusal>;
 
 /// Fields are dropped in this order: first the processes, then their files, then their network.
 pub(super) struct Berth {
@@ -109,6 +120,8 @@ pub(super) struct Berth {
     pub group: Option<Group>,
     scratch: Scratch,
     leased: Leased,
+    resolvers: String,
+    outside: u32,
 }
 
 impl Berth {
@@ -122,7 +135,8 @@ impl Berth {
         let scratch = Scratch::create(&state.config.scratch_dir, &name, outside).map_err(|e| {
             Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
         })?;
-        let private = scratch.mounts().map_err(|e| Refusal::system(e.to_string()))?;
+        let resolvers = state.resolvers()?;
+        let private = private(state, &scratch).map_err(|e| Refusal::system(e.to_string()))?;
         let group = state.group(&name)?;
         let doors = group.as_ref().map(doors).transpose()?.unwrap_or_default();
         let mounts = mounts(outside, private)?;
@@ -130,20 +144,11 @@ impl Berth {
         let plan = sandbox::Plan { doors: doors.len(), ..plan.clone() };
         let ground = Ground { network: line.namespace.fd(), cgroup: group.as_ref().and_then(Group::v2_fd), outside };
         let sandbox = Sandbox::prepare(&state.forker, ground, &plan, &fds)?;
-        let mut berth = Self { sandbox, group, scratch, leased };
-        berth.settle();
-        Ok(berth)
+        Ok(Self { sandbox, group, scratch, leased, resolvers, outside })
     }
 
     fn usual(state: &Shared) -> Result<Self, Refusal> {
         Self::build(state, &sandbox::Plan::default(), &|_, private| Ok(private.into()))
-    }
-
-    fn settle(&mut self) {
-        let Leased { state, line, .. } = &mut self.leased;
-        if let Some(Line { plan, namespace, .. }) = line {
-            settle(|| namespace.carries() && state.networks().carries(plan));
-        }
     }
 
     /// Its payload is known, and what it may use.
@@ -158,14 +163,26 @@ impl Berth {
             .map_err(|e| Refusal::system(format!("a home folder cannot be renamed: {e}")))
     }
 
-    /// Once all processes are dead: whether the payload never sent a packet.
-    pub(super) fn silent(&mut self) -> bool {
-        self.leased.silent()
+    /// Whether it would be made the same way now: the VM's addresses and name servers change.
+    fn fits(&self, state: &State) -> bool {
+        let line = self.leased.line.as_ref();
+        line.is_some_and(|line| state.networks().fits(&line.namespace))
+            && state.resolvers().is_ok_and(|resolvers| resolvers == self.resolvers)
+    }
+
+    /// Once all processes are dead: gives its network back. Whether no connection of the payload ever left the VM.
+    pub(super) fn retire(&mut self) -> bool {
+        self.leased.retire()
+    }
+
+    /// The payload's uid and gid in the VM.
+    pub(super) fn outside(&self) -> u32 {
+        self.outside
     }
 
     /// What marks the payload's packets.
     pub(super) fn leases(&self) -> Vec<Lease> {
-        self.leased.line.iter().map(|line| Lease::Ports(line.plan.ports)).collect()
+        self.leased.line.as_ref().map_or_else(Vec::new, |line| line.namespace.leases())
     }
 }
 
@@ -230,15 +247,19 @@ impl Pool {
         self.wanted.notify_all();
         drop(ready);
         let spare = std::mem::take(&mut self.stock().spare);
-        spare.into_iter().for_each(|line| line.take_down(state, false));
+        spare.into_iter().for_each(|line| line.take_down(state));
     }
+}
+
+/// How many are kept. Few leases are better given to payloads than kept for speed.
+pub(super) fn wanted(state: &State) -> usize {
+    usize::from(state.config.ready.min(state.blocks.count() / 4))
 }
 
 /// Keeps the pool full until it is closed. Runs in a thread of its own.
 pub(super) fn keep_stocked(state: &Shared) {
     let pool = &state.pool;
-    // Few leases are better given to payloads than kept for speed.
-    let wanted = usize::from(state.config.ready.min(state.blocks.count() / 4));
+    let wanted = wanted(state);
     loop {
         let stock = pool.stock();
         let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;
@@ -267,10 +288,12 @@ pub(super) fn keep_stocked(state: &Shared) {
 
 /// A berth for a payload of no special wishes: one that waits, else a new one.
 pub(super) fn usual(state: &Shared) -> Result<Berth, Refusal> {
-    match state.pool.take() {
-        Some(berth) => Ok(berth),
-        None => Berth::usual(state),
+    while let Some(berth) = state.pool.take() {
+        if berth.fits(state) {
+            return Ok(berth);
+        }
     }
+    Berth::usual(state)
 }
 
 /// A berth made to measure. If every lease is taken, one that waits gives its up.

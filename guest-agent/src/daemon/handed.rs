@@ -65,11 +65,11 @@ impl Descriptors {
     }
 
     /// Everything that [`crate::sandbox::Plan`] wants for this, in its order.
-    pub(super) fn mounts(&self, forker: &Forker, outside: u32, private: [OwnedFd; 3]) -> Result<Vec<OwnedFd>, Refusal> {
+    pub(super) fn mounts(&self, forker: &Forker, outside: u32, private: [OwnedFd; 4]) -> Result<Vec<OwnedFd>, Refusal> {
         let detach = |shown: &Shown| shown.detach(forker, outside);
-        let [home, tmp, var_tmp] = private;
+        let [home, tmp, var_tmp, resolvers] = private;
         let home = self.work.as_ref().map_or(Ok(home), detach)?;
-        let mut all = vec![home, tmp, var_tmp];
+        let mut all = vec![home, tmp, var_tmp, resolvers];
         for shown in self.binds.iter().chain(&self.rootfs) {
             all.push(detach(shown)?);
         }

@@ -136,7 +136,7 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
     scratch::clear(&config.scratch_dir).map_err(start(format!("clear {}", config.scratch_dir.display())))?;
     let root = config.state_dir.join("root");
     fs::create_dir_all(&root).map_err(start("make the sandbox root"))?;
-    let template = Template { root, expose: config.expose.clone(), resolvers: resolvers() };
+    let template = Template { root, expose: config.expose.clone() };
     let cgroups = cgroups(&config)?;
     let forker = Forker::start(template).map_err(|e| start("prepare for sandboxes")(io::Error::other(e)))?;
     let spool = worker::spool_path(&config.state_dir);
@@ -159,14 +159,6 @@ fn cgroups(config: &Config) -> Result<Option<Cgroups>, DaemonError> {
         }
         Err(error) => Err(start("make the payloads' cgroups")(io::Error::other(error))),
     }
-}
-
-/// The VM's name servers without those on its loopback, which a payload's network namespace cannot reach.
-fn resolvers() -> String {
-    let text = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].iter().find_map(|p| fs::read_to_string(p).ok());
-    let text = text.unwrap_or_default();
-    let local = |line: &&str| line.split_whitespace().nth(1).is_some_and(|a| a.starts_with("127.") || a == "::1");
-    text.lines().filter(|l| !(l.starts_with("nameserver") && local(l))).flat_map(|l| [l, "\n"]).collect()
 }
 
 fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {

@@ -120,7 +120,7 @@ impl<'a> Started<'a> {
             warn!(uid = %self.listed.uid, %error, "the end of a sandbox could not be seen");
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
-        end(self.listed.state, self.listed.uid, exit, self.berth.silent());
+        end(self.listed.state, self.listed.uid, exit, self.berth.retire());
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage }, &[]);
         exit
     }

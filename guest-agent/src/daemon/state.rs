@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use vestigo_model::{BootId, PayloadUid};
 
-use super::berth::Pool;
+use super::berth::{self, Pool};
 use crate::{
     cgroup::{Cgroups, Group, Limits, Part},
     config::Config,
@@ -22,7 +22,7 @@ use crate::{
     network::{Networks, Plan},
     protocol::Refusal,
     sandbox::{Killer, forker::Forker},
-    status::{LivePayload, Status},
+    status::{LivePayload, PoolStatus, Status},
 };
 
 /// The state, shared.
@@ -39,7 +39,7 @@ pub struct State {
     pub blocks: Blocks,
     boot: BootId,
     leases: Mutex<Leases>,
-    networks: Mutex<Networks>,
+    networks: Networks,
     live: Mutex<BTreeMap<PayloadUid, (LivePayload, Killer)>>,
     /// What every sandbox descends from.
     pub forker: Forker,
@@ -49,6 +49,7 @@ pub struct State {
     cgroups: Option<Cgroups>,
     /// What a payload may use unless its pilot says otherwise.
     usual: Limits,
+    resolvers: Mutex<Option<String>>,
 }
 
 /// Leases as they are kept between two lives of the agent.
@@ -92,8 +93,21 @@ impl State {
             Err(error) => return Err(error),
         }
         let usual = config.limits(cgroups.as_ref());
-        let (leases, networks, live) = (Mutex::new(leases), Mutex::new(networks), Mutex::default());
-        Ok(Self { config, link, blocks, boot, leases, networks, live, forker, pool: Pool::default(), cgroups, usual })
+        let (leases, networks, live) = (Mutex::new(leases), networks, Mutex::default());
+        Ok(Self {
+            config,
+            link,
+            blocks,
+            boot,
+            leases,
+            networks,
+            live,
+            forker,
+            pool: Pool::default(),
+            cgroups,
+            usual,
+            resolvers: Mutex::default(),
+        })
     }
 
     fn keep(&self, leases: &Leases) -> io::Result<()> {
@@ -124,6 +138,30 @@ impl State {
         if let Err(error) = self.keep(&leases) {
             warn!(%error, "the lease file could not be written; a restart would let this block rest anew");
         }
+    }
+
+    /// Text of the payloads' `/etc/resolv.conf`; the file for it is up to date then.
+    ///
+    /// # Errors
+    /// A sentence for the pilot.
+    pub fn resolvers(&self) -> Result<String, Refusal> {
+        let text = self.networks.resolv_conf().map_err(|e| Refusal::system(e.to_string()))?;
+        let mut written = lock(&self.resolvers);
+        if written.as_ref() != Some(&text) {
+            let (path, fresh) = (self.resolvers_path(), self.config.state_dir.join("resolv.new"));
+            // A new file, not new content: running payloads keep theirs.
+            fs::write(&fresh, &text)
+                .and_then(|()| fs::rename(&fresh, &path))
+                .map_err(|e| Refusal::system(format!("{} cannot be written: {e}", path.display())))?;
+            *written = Some(text.clone());
+        }
+        Ok(text)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn resolvers_path(&self) -> PathBuf {
+        self.config.state_dir.join("resolv.conf")
     }
 
     /// A payload's group, with the usual limits.
@@ -160,8 +198,8 @@ impl State {
     }
 
     /// The VM's side of the payload networks.
-    pub fn networks(&self) -> MutexGuard<'_, Networks> {
-        lock(&self.networks)
+    pub const fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// What follows from a slot.
@@ -212,7 +250,7 @@ impl State {
             link: self.link.status(),
             // A lease that waits with a prepared sandbox is free to whoever asks.
             leases: (held.saturating_sub(waiting), resting, all),
-            ready,
+            pool: PoolStatus { ready, wanted: berth::wanted(self) },
             payloads,
         }
     }

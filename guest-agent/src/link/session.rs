@@ -77,6 +77,9 @@ pub struct Saved {
     pub pending: Vec<(Vec<u8>, bool)>,
 }
 
+/// No chain of one boot gets so far. A host that says so is not believed: there would be no numbers left to go on with.
+const FURTHEST: u64 = u64::MAX / 2;
+
 /// The session.
 #[derive(Debug)]
 pub struct Session {
@@ -219,6 +222,10 @@ impl Session {
     }
 
     fn welcomed(&mut self, acked: u64, head: Digest) -> Vec<(Ticket, Verdict)> {
+        if acked > FURTHEST {
+            self.contradictions += 1;
+            return Vec::new();
+        }
         self.phase = Phase::Open;
         if self.digest_at(acked) != Some(head) {
             // The host knows another chain of this boot: our state folder was wiped, or its ledger was. What waits goes

@@ -296,3 +296,14 @@ fn an_acknowledgement_of_the_future_is_no_acknowledgement() {
     assert!(verdicts.is_empty());
     assert_eq!(guest.counters().1, 1);
 }
+
+#[test]
+fn a_host_without_numbers_left_is_not_believed() {
+    let mut session = session(None);
+    session.opened(now());
+    let far = HostFrame::Welcome { protocol: PROTOCOL, acked: u64::MAX, head: Digest::ZERO, time: now() };
+    session.received(&encode(&far).unwrap(), now());
+    assert!(!session.is_open());
+    assert!(session.append(end(1), now()).is_ok());
+    assert_eq!(session.header().last, 1);
+}

@@ -1,23 +1,46 @@
-//! A network namespace per payload, whose packets leave the VM only from the payload's own port block.
+//! A network namespace per payload, whose packets leave the VM only from the payload's own port block and its own IPv6 address.
 //!
-//! Addresses and names are computed from the slot ([`Plan`]); [`netlink`] makes interfaces; [`nft`] holds the rules.
+//! Addresses and names are computed from the slot ([`Plan`]); [`netlink`] makes interfaces; [`nft`] holds the rules, and
+//! [`filter`] the elements in them that are a payload. Many threads may add and remove at once: no lock is held meanwhile, but for the
+//! look at the VM's own addresses once a second.
 
+pub mod elements;
+pub mod filter;
+pub mod ipv6;
+mod namespace;
 pub mod netlink;
 pub mod nft;
+pub mod own;
+pub mod resolver;
+mod settings;
 pub mod uplink;
 
 use std::{
-    fs, io,
-    net::Ipv4Addr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, unshare};
 use tracing::warn;
 use vestigo_model::PortBlock;
 
-use self::{netlink::Netlink, nft::Rules, uplink::Uplink};
+pub use self::namespace::Namespace;
+use self::{
+    elements::Element,
+    filter::Filter,
+    ipv6::Setting,
+    namespace::{GATEWAY_MAC, INSIDE},
+    netlink::{Change, End, Netlink},
+    nft::Rules,
+    own::OwnHolder,
+    settings::write,
+    uplink::Surroundings,
+};
 use crate::{config::Config, lease::Slot};
 
 /// What every VM-side interface of a payload begins with; the rules match it.
@@ -25,6 +48,8 @@ pub const PREFIX: &str = "vgp";
 
 /// Longest wait for a new interface to carry packets.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How long the answer to "where is the way out?" is good for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a payload has no network.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +68,9 @@ pub enum NetworkError {
     /// There is no way out of the VM.
     #[error("{0}")]
     NoUplink(String),
+    /// The configuration leaves the VM itself no ports.
+    #[error("`ports` leaves too few ports for the VM's own connections; let it begin at 4096 or higher")]
+    NoOwnPorts,
 }
 
 fn io(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
@@ -52,7 +80,8 @@ fn io(what: &'static str) -> impl FnOnce(io::Error) -> NetworkError {
 /// Everything about a payload's network that follows from its slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// VM-side interface.
+    /// What the VM-side interface's name begins with. Each network made from the plan has a name of its own, because the kernel
+    /// takes its time to clear an old one away.
     pub interface: String,
     /// VM side's address, the payload's gateway.
     pub gateway: Ipv4Addr,
@@ -74,13 +103,48 @@ impl Plan {
             ports,
         }
     }
+
+    fn elements(&self, outside: Ipv4Addr, address6: Option<Ipv6Addr>) -> Vec<Element> {
+        let mut elements =
+            vec![Element::Pace, Element::Source(self.inner), Element::Block(self.inner, outside, self.ports)];
+        elements.extend(address6.map(Element::Source6));
+        elements
+    }
+}
+
+/// What has to be undone when a payload goes.
+#[derive(Debug, Clone)]
+struct Joined {
+    interface: String,
+    outside: Ipv4Addr,
+    /// Address, and the interface that answers for it.
+    proxy: Option<(Ipv6Addr, u32)>,
+}
+
+impl Joined {
+    fn elements(&self, plan: &Plan) -> Vec<Element> {
+        plan.elements(self.outside, self.proxy.map(|(address, _)| address))
+    }
 }
 
 /// The VM's side of all payload networks. Removing it is left to the next start: rules without payloads harm nobody.
 #[derive(Debug)]
 pub struct Networks {
-    netlink: Netlink,
     uplink: Option<String>,
+    ipv6: Setting,
+    own: [(OwnHolder, PortBlock); 2],
+    dns: Ipv4Addr,
+    /// How many networks were made.
+    made: AtomicU32,
+    filter: Filter,
+    around: Mutex<Option<(Instant, Surroundings)>>,
+    joined: Mutex<BTreeMap<String, Joined>>,
+    /// The name server in the VM that the rules lead to, and the text that follows.
+    resolver: Mutex<Option<(Option<Ipv4Addr>, Instant, String)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Networks {
@@ -89,142 +153,235 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`].
     pub fn start(config: &Config) -> Result<Self, NetworkError> {
+        let own = own::leases(config.ports.first).ok_or(NetworkError::NoOwnPorts)?;
         let mut netlink = Netlink::open().map_err(io("open a route socket"))?;
         for name in uplink::interfaces().map_err(io("list interfaces"))?.into_iter().filter(|n| is_ours(n)) {
             netlink.delete(&name).map_err(io("remove a left-over interface"))?;
         }
-        let was_off = read("net/ipv4/ip_forward").trim() == "0";
-        let marker = config.state_dir.join("forwarding-was-off");
-        if was_off {
-            fs::write(&marker, "").map_err(io("note that forwarding was off"))?;
-        }
+        let [(_, system), (_, pilot)] = own;
+        let before = settings::note(config)?;
         // Rules first: from the moment the VM forwards, only what they allow passes.
-        nft::install(&Rules { ports: config.ports, inner: config.inner_network, only_payloads: marker.exists() })?;
-        let low = config.ports.first.saturating_sub(nft::OWN_PORTS).max(1024);
-        write("net/ipv4/ip_local_port_range", &format!("{low} {}", config.ports.first - 1))?;
-        write("net/ipv4/ip_forward", "1")?;
-        if read("net/ipv4/conf/all/rp_filter").trim() == "2" {
-            warn!(
-                "net.ipv4.conf.all.rp_filter is 2 (loose) and weakens the payload interfaces' own; the packet filter still drops foreign sources"
-            );
-        }
-        Ok(Self { netlink, uplink: config.uplink.clone() })
+        nft::install(&Rules {
+            ports: config.ports,
+            system,
+            pilot,
+            inner: config.inner_network,
+            dns: config.inner_network.dns(),
+            connections: config.connections,
+            only_payloads: before.no_forwarding,
+            only_payloads6: before.no_forwarding6,
+        })?;
+        settings::set(config, PortBlock { first: system.first, last: pilot.last })?;
+        let networks = Self {
+            uplink: config.uplink.clone(),
+            ipv6: if settings::kernel_has_ipv6() { config.ipv6 } else { Setting::Off },
+            own,
+            dns: config.inner_network.dns(),
+            made: AtomicU32::new(0),
+            filter: Filter::default(),
+            around: Mutex::default(),
+            joined: Mutex::default(),
+            resolver: Mutex::default(),
+        };
+        networks.resolv_conf()?;
+        Ok(networks)
     }
 
-    /// Makes a payload's namespace and joins it to the VM.
+    /// The ports that the VM's own packets leave from.
+    #[must_use]
+    pub fn own_leases(&self) -> [(OwnHolder, PortBlock); 2] {
+        self.own
+    }
+
+    /// The text of every payload's `/etc/resolv.conf`. Where the VM's servers have moved, the rules move with them.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn resolv_conf(&self) -> Result<String, NetworkError> {
+        let mut known = lock(&self.resolver);
+        if let Some((_, _, text)) = known.as_ref().filter(|(_, at, _)| at.elapsed() < LOOK_AGAIN) {
+            return Ok(text.clone());
+        }
+        let own = uplink::own_addresses().map_err(io("list addresses"))?;
+        let vm = resolver::of_vm();
+        let server = resolver::local_server(&vm, &own);
+        if known.as_ref().map(|(server, ..)| *server) != Some(server) {
+            nft::resolver(self.dns, server)?;
+        }
+        let text = resolver::resolvers(&vm, self.dns, &own);
+        *known = Some((server, Instant::now(), text.clone()));
+        Ok(text)
+    }
+
+    /// Why payloads have no IPv6 now; `None` if they have.
+    #[must_use]
+    pub fn no_ipv6(&self) -> Option<&'static str> {
+        match (self.ipv6, self.surroundings()) {
+            (Setting::Off, _) => Some("switched off, or unknown to the kernel"),
+            (Setting::Auto, Ok(around)) if around.addresses6.is_empty() => Some("the uplink has no /64 of its own"),
+            (_, Err(_)) => Some("the VM has no uplink"),
+            _ => None,
+        }
+    }
+
+    /// Whether a network that was made ahead would be made the same way now: the VM's own addresses may have changed.
+    #[must_use]
+    pub fn fits(&self, namespace: &Namespace) -> bool {
+        self.surroundings().is_ok_and(|around| {
+            let prefix = self.prefix(&around);
+            around.uplink.address == namespace.outside && prefix == namespace.address6.map(ipv6::Prefix::of)
+        })
+    }
+
+    fn prefix(&self, around: &Surroundings) -> Option<ipv6::Prefix> {
+        match self.ipv6 {
+            Setting::Off => None,
+            Setting::Auto => around.addresses6.first().copied().map(ipv6::Prefix::of),
+            Setting::Prefix(prefix) => Some(prefix),
+        }
+    }
+
+    fn surroundings(&self) -> Result<Surroundings, NetworkError> {
+        let mut known = lock(&self.around);
+        if let Some((_, around)) = known.as_ref().filter(|(at, _)| at.elapsed() < LOOK_AGAIN) {
+            return Ok(around.clone());
+        }
+        let around = Surroundings::find(self.uplink.as_deref()).map_err(NetworkError::NoUplink)?;
+        if self.prefix(&around).is_some() && known.as_ref().is_none_or(|(_, old)| old.index != around.index) {
+            settings::answer_for_others(&around.uplink.name)?;
+        }
+        *known = Some((Instant::now(), around.clone()));
+        Ok(around)
+    }
+
+    /// Makes a payload's namespace, joins it to the VM, and waits until packets pass: until then the kernel drops them
+    /// silently, and a payload's first datagram would be lost.
     ///
     /// # Errors
     /// [`NetworkError`]; nothing is left behind.
-    pub fn add(&mut self, plan: &Plan) -> Result<Namespace, NetworkError> {
-        let uplink = Uplink::find(self.uplink.as_deref()).map_err(NetworkError::NoUplink)?;
-        let mut namespace = Namespace::new()?;
-        let result = self.join(plan, &uplink, &mut namespace);
+    pub fn add(&self, plan: &Plan) -> Result<Namespace, NetworkError> {
+        let around = self.surroundings()?;
+        let address6 = self.prefix(&around).map(|prefix| prefix.draw(ipv6::random, &around.addresses6));
+        let outside = around.uplink.address;
+        // At most 15 characters; no two of the same plan are there at once that are a million apart.
+        let number = self.made.fetch_add(1, Ordering::Relaxed) % 1_000_000;
+        let interface = format!("{}x{number}", plan.interface);
+        let (namespace, mut inside) = Namespace::new(interface.clone(), plan.ports, outside, address6)?;
+        let proxy = address6.map(|address| (address, around.index));
+        lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy });
+        let result = join(plan, &around, &self.filter, &namespace, &mut inside);
         if result.is_err() {
             self.remove(plan);
         }
         result.map(|()| namespace)
     }
 
-    fn join(&mut self, plan: &Plan, uplink: &Uplink, namespace: &mut Namespace) -> Result<(), NetworkError> {
-        let mtu = self.netlink.link(&uplink.name).map_err(io("read the uplink"))?.mtu;
-        self.netlink.veth(&plan.interface, "eth0", namespace.fd(), mtu).map_err(io("make a veth pair"))?;
-        write(&format!("net/ipv4/conf/{}/rp_filter", plan.interface), "1")?;
-        let _ = write(&format!("net/ipv6/conf/{}/disable_ipv6", plan.interface), "1");
-        nft::add(plan, uplink.address)?;
-        let outer = self.netlink.link(&plan.interface).map_err(io("find the VM side"))?.index;
-        self.netlink.address(outer, plan.gateway, 30).map_err(io("address the VM side"))?;
-        self.netlink.up(outer).map_err(io("raise the VM side"))?;
-        let inner = namespace.netlink.link("eth0").map_err(io("find the payload side"))?.index;
-        namespace.netlink.up(1).map_err(io("raise loopback"))?;
-        namespace.netlink.address(inner, plan.inner, 30).map_err(io("address the payload side"))?;
-        namespace.netlink.up(inner).map_err(io("raise the payload side"))?;
-        namespace.netlink.default_route(plan.gateway).map_err(io("route the payload side"))
-    }
-
-    /// Whether packets can leave the VM's side towards this payload.
-    pub fn carries(&mut self, plan: &Plan) -> bool {
-        self.netlink.link(&plan.interface).map_or(true, |link| link.running)
-    }
-
-    /// Whether nothing ever came from this payload.
-    pub fn untouched(&mut self, plan: &Plan) -> bool {
-        self.netlink.link(&plan.interface).is_ok_and(|link| link.received == 0)
-    }
-
-    /// Takes a payload's network away.
-    pub fn remove(&mut self, plan: &Plan) {
-        // The interface first: what comes later from the namespace must find neither way nor map.
-        if let Err(error) = self.netlink.delete(&plan.interface) {
-            warn!(interface = plan.interface, %error, "a payload interface could not be removed");
+    /// Takes a payload's network away. `true` if a connection of it ever left the VM (or nobody can tell). The interfaces themselves
+    /// go with the last descriptor of the namespace, so drop it soon: to remove one now would keep all others waiting for 20 ms.
+    pub fn remove(&self, plan: &Plan) -> bool {
+        let Some(joined) = lock(&self.joined).remove(&plan.interface) else { return true };
+        // The elements first: without them nothing passes in either direction, and they tell what did.
+        let used = self.shut(plan, &joined);
+        if let Err(error) = part(plan, &joined) {
+            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
         }
-        if let Err(error) = nft::remove(plan) {
-            warn!(interface = plan.interface, %error, "a payload's rules could not be removed");
+        used
+    }
+
+    /// Instead of [`Self::remove`]: gives a network back for the next payload of the same slot if nothing ever left the VM from it, there
+    /// is no socket in it any more, and it would be made the same way again. That costs next to nothing. The
+    /// payload's processes must be gone.
+    ///
+    /// # Errors
+    /// It was removed; the value is that of `remove`.
+    pub fn renew(&self, plan: &Plan, namespace: Namespace) -> Result<Namespace, bool> {
+        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return Err(true) };
+        let used = self.shut(plan, &joined);
+        let fresh = !used && namespace.is_empty() && self.fits(&namespace);
+        if fresh && self.filter.add(&joined.interface, &joined.elements(plan)).is_ok() {
+            return Ok(namespace);
         }
+        lock(&self.joined).remove(&plan.interface);
+        if let Err(error) = part(plan, &joined) {
+            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
+        }
+        Err(used)
+    }
+
+    /// Takes the elements out. `true` if a connection had left, or nobody can tell.
+    fn shut(&self, plan: &Plan, joined: &Joined) -> bool {
+        self.filter.remove(&joined.interface, &joined.elements(plan)).map_or_else(
+            |error| {
+                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
+                true
+            },
+            |connections| connections > 0,
+        )
     }
 }
 
-/// Waits until both sides of a new network carry packets: until then the kernel drops them silently, and a payload's first
-/// datagram, or the answer to its first address request, would be lost.
-pub fn settle(mut carries: impl FnMut() -> bool) {
+/// Frees what the next network of the same plan needs.
+fn part(plan: &Plan, joined: &Joined) -> io::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let mut changes: Vec<Change> =
+        joined.proxy.map(|(address, index)| Change::no_proxy(index, address)).into_iter().collect();
+    match netlink.link(&joined.interface) {
+        Ok(link) => changes.push(Change::no_address(link.index, plan.gateway, 30)),
+        // Its last process is gone, and so is it.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENODEV) => {}
+        Err(error) => return Err(error),
+    }
+    match netlink.apply(changes) {
+        // The same, a moment later.
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENODEV | nix::libc::EADDRNOTAVAIL)) => Ok(()),
+        other => other,
+    }
+}
+
+fn join(
+    plan: &Plan,
+    around: &Surroundings,
+    filter: &Filter,
+    namespace: &Namespace,
+    inside: &mut Netlink,
+) -> Result<(), NetworkError> {
+    let mut netlink = Netlink::open().map_err(io("open a route socket"))?;
+    let name = namespace.interface();
+    let here = End { name, mac: GATEWAY_MAC };
+    netlink.veth(here, INSIDE, namespace.fd(), around.mtu).map_err(io("make a veth pair"))?;
+    let link = netlink.link(name).map_err(io("find the VM side"))?;
+    let index = link.index;
+    let elements = plan.elements(around.uplink.address, namespace.address6);
+    filter.add(name, &elements).map_err(io("add the payload to the packet filter"))?;
+    let mut changes = vec![
+        Change::raise(index, settings::kernel_has_ipv6(), true),
+        Change::address(index, plan.gateway.into(), 30),
+        Change::neighbour(index, plan.inner.into(), INSIDE.mac),
+    ];
+    if let Some(address) = namespace.address6 {
+        changes.push(Change::host_route(address, index));
+        changes.push(Change::neighbour(index, IpAddr::V6(address), INSIDE.mac));
+        changes.push(Change::proxy(around.index, address));
+    }
+    netlink.apply(changes).map_err(io("set the VM side up"))?;
+    inside.apply(namespace::changes(plan, link.peer, namespace.address6)).map_err(io("set the payload side up"))?;
     let until = Instant::now() + SETTLE;
-    while !carries() && Instant::now() < until {
+    while !carries(inside, INSIDE.name) || !carries(&mut netlink, name) {
+        if Instant::now() >= until {
+            return Err(io("wait for the veth pair")(io::ErrorKind::TimedOut.into()));
+        }
         std::thread::sleep(Duration::from_micros(500));
     }
+    Ok(())
+}
+
+fn carries(netlink: &mut Netlink, name: &str) -> bool {
+    netlink.link(name).is_ok_and(|link| link.running)
 }
 
 fn is_ours(name: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
-}
-
-fn read(key: &str) -> String {
-    fs::read_to_string(format!("/proc/sys/{key}")).unwrap_or_default()
-}
-
-fn write(key: &str, value: &str) -> Result<(), NetworkError> {
-    fs::write(format!("/proc/sys/{key}"), value).map_err(io("set a network parameter in /proc/sys"))
-}
-
-/// A payload's network namespace, and a socket inside it.
-#[derive(Debug)]
-pub struct Namespace {
-    fd: OwnedFd,
-    netlink: Netlink,
-}
-
-impl Namespace {
-    /// Made by a thread of its own: the daemon's other threads stay where they are.
-    fn new() -> Result<Self, NetworkError> {
-        std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from).map_err(io("make a network namespace"))?;
-            let fd = fs::File::open("/proc/thread-self/ns/net").map_err(io("open the network namespace"))?.into();
-            // No IPv6 lease, no IPv6: what leaves must be attributable. Absent where the VM has no IPv6 at all.
-            for scope in ["all", "default"] {
-                let _ = write(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1");
-            }
-            // ping without raw sockets.
-            write("net/ipv4/ping_group_range", "0 2147483647")?;
-            let netlink = Netlink::open().map_err(io("open a route socket inside"))?;
-            Ok(Self { fd, netlink })
-        })
-        .join()
-        .unwrap_or_else(|_| Err(io("make a network namespace")(io::Error::other("the thread died"))))
-    }
-
-    /// Whether nothing ever went through its loopback.
-    pub fn untouched(&mut self) -> bool {
-        self.netlink.link("lo").is_ok_and(|link| link.received == 0)
-    }
-
-    /// Whether packets can leave the payload's side.
-    pub fn carries(&mut self) -> bool {
-        self.netlink.link("eth0").map_or(true, |link| link.running)
-    }
-
-    /// For setns(2).
-    #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
+    name.strip_prefix(PREFIX)
+        .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit() || b == b'x'))
 }
 
 #[cfg(test)]
@@ -237,6 +394,6 @@ mod tests {
         let plan = Plan::new(Ipv4Addr::new(100, 64, 0, 0), Slot(64), ports);
         assert_eq!(plan.interface, "vgp64");
         assert_eq!((plan.gateway, plan.inner), (Ipv4Addr::new(100, 64, 1, 1), Ipv4Addr::new(100, 64, 1, 2)));
-        assert!(is_ours("vgp0") && !is_ours("vgp") && !is_ours("vgpx") && !is_ours("eth0"));
+        assert!(is_ours("vgp0") && !is_ours("vgp") && is_ours("vgp7x12") && !is_ours("vgpy") && !is_ours("eth0"));
     }
 }

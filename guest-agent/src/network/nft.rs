@@ -1,8 +1,8 @@
-//! The packet filter in the VM, through the `nft` program.
+//! The packet filter in the VM: one table, set up by the `nft` program when the agent starts. What changes with a payload are elements
+//! of its sets ([`super::elements`]), keyed by interface *and* inner address.
 //!
-//! A payload is one transaction of two elements, keyed by interface *and* inner address: `inner` lets its packets in at all,
-//! `blocks` names the ports that they leave from. Whatever no element matched is dropped, before connection tracking
-//! could take it for somebody else's.
+//! Whatever no element matched is dropped before connection tracking could take it for somebody else's. What the VM itself
+//! sends leaves from blocks of its own, by the uid of its socket.
 
 use std::{
     io::{self, Write},
@@ -10,11 +10,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{PREFIX, Plan};
-use crate::config::{Network, Ports};
+use vestigo_model::PortBlock;
 
-/// How many ports below the lease range the VM's own connections get.
-pub const OWN_PORTS: u16 = 10_240;
+use super::PREFIX;
+use crate::config::{Network, Ports};
 
 /// The rules were not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +23,7 @@ pub enum NftError {
     Run(io::Error),
     /// It said no.
     #[error(
-        "nft refused the rules ({0}); check that the kernel has nf_tables, nft_chain_nat, nft_nat, nft_ct and nft_masq"
+        "nft refused the rules ({0}); check that the kernel has nf_tables, nft_chain_nat, nft_nat, nft_ct, nft_fib, nft_connlimit and nft_limit"
     )]
     Refused(String),
 }
@@ -34,10 +33,20 @@ pub enum NftError {
 pub struct Rules {
     /// Source ports that belong to payloads.
     pub ports: Ports,
+    /// Source ports of root and system users, and of the kernel.
+    pub system: PortBlock,
+    /// Source ports of all other users of the VM.
+    pub pilot: PortBlock,
     /// Addresses of payloads.
     pub inner: Network,
-    /// The VM did not forward before the agent came: it forwards for payloads only.
+    /// What payloads take for their name server.
+    pub dns: Ipv4Addr,
+    /// Most connections of a payload at once.
+    pub connections: u32,
+    /// The VM did not forward IPv4 before the agent came: it forwards for payloads only.
     pub only_payloads: bool,
+    /// Nor IPv6.
+    pub only_payloads6: bool,
 }
 
 /// Sets up the table, empty of payloads; an older one goes in the same transaction.
@@ -48,28 +57,17 @@ pub fn install(rules: &Rules) -> Result<(), NftError> {
     run(&table(rules))
 }
 
-/// Lets a payload out.
+/// Sends the name requests of payloads to this server, or to none.
 ///
 /// # Errors
 /// [`NftError`].
-pub fn add(plan: &Plan, outside: Ipv4Addr) -> Result<(), NftError> {
-    let Plan { interface, inner, ports, .. } = plan;
-    run(&format!(
-        "add element ip vestigo inner {{ \"{interface}\" . {inner} }}\n\
-         add element ip vestigo blocks {{ \"{interface}\" . {inner} : {outside} . {ports} }}\n"
-    ))
-}
-
-/// Lets it out no more.
-///
-/// # Errors
-/// [`NftError`].
-pub fn remove(plan: &Plan) -> Result<(), NftError> {
-    let Plan { interface, inner, .. } = plan;
-    run(&format!(
-        "delete element ip vestigo inner {{ \"{interface}\" . {inner} }}\n\
-         delete element ip vestigo blocks {{ \"{interface}\" . {inner} }}\n"
-    ))
+pub fn resolver(dns: Ipv4Addr, server: Option<Ipv4Addr>) -> Result<(), NftError> {
+    let rule = server.map_or_else(String::new, |server| {
+        format!(
+            "add rule inet vestigo resolver iifname \"{PREFIX}*\" ip daddr {dns} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {server}\n"
+        )
+    });
+    run(&format!("flush chain inet vestigo resolver\n{rule}"))
 }
 
 fn run(text: &str) -> Result<(), NftError> {
@@ -94,48 +92,132 @@ fn run(text: &str) -> Result<(), NftError> {
 }
 
 fn table(rules: &Rules) -> String {
-    let Rules { ports: Ports { first, last }, inner: Network { base, prefix }, only_payloads } = rules;
-    let (own_first, own_last) = (first.saturating_sub(OWN_PORTS).max(1024), first - 1);
-    let others = if *only_payloads {
-        format!("iifname != \"{PREFIX}*\" oifname != \"{PREFIX}*\" counter drop")
-    } else {
-        String::new()
-    };
+    [
+        "table inet vestigo {}\ndelete table inet vestigo\ntable inet vestigo {\n",
+        &sets(rules),
+        &guards(rules),
+        &forward(rules),
+        &nat(rules),
+        "}\n",
+    ]
+    .concat()
+}
+
+/// `blocks` and `inner6` count: they are looked up with success once for each connection that leaves. `bound` fills itself: the kernel
+/// drops an element that counts nothing, so it cannot be there from the start. It does not see closed connections, which the kernel
+/// remembers for a while; `pace` bounds how many of those there can be.
+fn sets(rules: &Rules) -> String {
+    let connections = rules.connections;
+    let pace = (connections / 8).max(1);
     format!(
-        r#"table ip vestigo {{}}
-delete table ip vestigo
-table ip vestigo {{
-	set inner {{ type ifname . ipv4_addr; }}
-	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; }}
-	chain origin {{
+        r#"	set inner {{ type ifname . ipv4_addr; }}
+	set inner6 {{ type ifname . ipv6_addr; counter; }}
+	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; counter; }}
+	set bound {{ type ifname; flags dynamic; size 65536; }}
+	set pace {{ type ifname; flags dynamic; size 65536; limit rate over {pace}/second burst {connections} packets; }}
+"#
+    )
+}
+
+/// Between payload and VM: nothing but name requests, and only with the payload's own source.
+fn guards(rules: &Rules) -> String {
+    let Rules { dns, connections, .. } = rules;
+    format!(
+        r#"	chain origin {{
 		type filter hook prerouting priority raw; policy accept;
-		iifname "{PREFIX}*" iifname . ip saddr != @inner counter drop
+		iifname != "{PREFIX}*" accept
+		ip daddr 127.0.0.0/8 counter drop
+		meta nfproto ipv4 iifname . ip saddr != @inner counter drop
+		meta nfproto ipv6 iifname . ip6 saddr != @inner6 counter drop
+	}}
+	chain resolver {{
+		type nat hook prerouting priority dstnat - 1; policy accept;
+	}}
+	chain newcomer {{
+		add @bound {{ iifname ct count over {connections} }} counter drop
+		iifname @pace counter drop
 	}}
 	chain input {{
 		type filter hook input priority filter; policy accept;
-		iifname "{PREFIX}*" counter drop
+		iifname != "{PREFIX}*" accept
+		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state established accept
+		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state new goto newcomer
+		counter drop
+	}}
+	chain output {{
+		type filter hook output priority filter; policy accept;
+		oifname "{PREFIX}*" ct state new,invalid,untracked counter drop
+	}}
+"#
+    )
+}
+
+/// Between payload and world. The metadata services of the clouds: 169.254.0.0/16 and fe80::/10 nearly everywhere, the others Alibaba's,
+/// Azure's (which serves names as well), Amazon's and Google's.
+fn forward(rules: &Rules) -> String {
+    let Network { base, prefix } = rules.inner;
+    let others = [("ipv4", rules.only_payloads), ("ipv6", rules.only_payloads6)];
+    let others: String = others
+        .into_iter()
+        .filter(|(_, only)| *only)
+        .map(|(family, _)| format!("\t\tmeta nfproto {family} counter drop\n"))
+        .collect();
+    format!(
+        r#"	chain outward {{
+		oifname "{PREFIX}*" counter drop
+		ct state established,related accept
+		ct state != new counter drop
+		ip daddr {{ {base}/{prefix}, 169.254.0.0/16, 100.100.100.200 }} counter drop
+		ip daddr 168.63.129.16 meta l4proto {{ tcp, udp }} th dport != 53 counter drop
+		ip6 daddr {{ fe80::/10, fd00:ec2::254, fd20:ce::254 }} counter drop
+		meta l4proto != {{ tcp, udp, icmp, icmpv6 }} counter drop
+		icmp type != echo-request counter drop
+		icmpv6 type != echo-request counter drop
+		goto newcomer
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
-		iifname "{PREFIX}*" oifname "{PREFIX}*" counter drop
-		iifname "{PREFIX}*" ip daddr 169.254.0.0/16 counter drop
-		iifname "{PREFIX}*" meta l4proto != {{ tcp, udp, icmp }} counter drop
-		iifname "{PREFIX}*" ct state invalid,untracked counter drop
-		iifname "{PREFIX}*" ct state new icmp type != echo-request counter drop
-		oifname "{PREFIX}*" ct state new,invalid,untracked counter drop
-		{others}
+		iifname "{PREFIX}*" goto outward
+		oifname "{PREFIX}*" ct state established,related accept
+		oifname "{PREFIX}*" counter drop
+{others}	}}
+"#
+    )
+}
+
+/// Who leaves from which ports. Before any other table's translation: the first one that decides, decides for the connection.
+/// A TCP connection of the VM that does not begin with a SYN is older than these rules: translating it would end it.
+fn nat(rules: &Rules) -> String {
+    let Rules { ports: Ports { first, last }, system, pilot, inner: Network { base, prefix }, .. } = rules;
+    format!(
+        r#"	chain payload {{
+		meta l4proto {{ tcp, udp, icmp }} snat ip to iifname . ip saddr map @blocks
+		iifname . ip6 saddr @inner6 accept
+		counter drop
+	}}
+	chain own {{
+		tcp flags & (syn | ack) != syn accept
+		udp sport 68 udp dport 67 accept
+		udp sport 546 udp dport 547 accept
+		meta skuid >= 1000 meta l4proto {{ tcp, udp }} snat to :{pilot}
+		meta skuid >= 1000 icmp type echo-request snat to :{pilot}
+		meta skuid >= 1000 icmpv6 type echo-request snat to :{pilot}
+		meta l4proto {{ tcp, udp }} snat to :{system}
+		icmp type echo-request snat to :{system}
+		icmpv6 type echo-request snat to :{system}
 	}}
 	chain srcnat {{
-		type nat hook postrouting priority srcnat; policy accept;
-		iifname "{PREFIX}*" meta l4proto {{ tcp, udp, icmp }} snat ip to iifname . ip saddr map @blocks
-		oifname != "lo" meta l4proto {{ tcp, udp }} th sport {first}-{last} masquerade to :{own_first}-{own_last}
-		oifname != "lo" icmp type echo-request masquerade to :{own_first}-{own_last}
+		type nat hook postrouting priority srcnat - 1; policy accept;
+		oifname {{ "lo", "{PREFIX}*" }} accept
+		iifname "{PREFIX}*" goto payload
+		fib saddr type local goto own
+		meta l4proto {{ tcp, udp }} th sport {first}-{last} snat to :{system}
+		icmp type echo-request snat to :{system}
 	}}
 	chain leave {{
 		type filter hook postrouting priority srcnat + 10; policy accept;
 		oifname != "{PREFIX}*" ip saddr {base}/{prefix} counter drop
 	}}
-}}
 "#
     )
 }

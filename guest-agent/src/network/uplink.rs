@@ -1,8 +1,13 @@
-//! The way out of the VM: found for every payload anew, because addresses change while an agent runs.
+//! The way out of the VM. Looked for again and again, because addresses change while an agent runs.
 
-use std::{fs, io, net::Ipv4Addr};
+use std::{
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+
+use super::{ipv6, netlink::Netlink};
 
 /// An interface and the address that packets leave it with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +16,35 @@ pub struct Uplink {
     pub name: String,
     /// Its first IPv4 address.
     pub address: Ipv4Addr,
+}
+
+/// All that a payload's network depends on besides its slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Where it leaves.
+    pub uplink: Uplink,
+    /// The uplink's number.
+    pub index: u32,
+    /// The uplink's longest packet.
+    pub mtu: u32,
+    /// Its IPv6 addresses that a /64 belongs to.
+    pub addresses6: Vec<Ipv6Addr>,
+}
+
+impl Surroundings {
+    /// Looks around.
+    ///
+    /// # Errors
+    /// A sentence for the pilot.
+    pub fn find(wanted: Option<&str>) -> Result<Self, String> {
+        let uplink = Uplink::find(wanted)?;
+        let link = Netlink::open().and_then(|mut netlink| netlink.link(&uplink.name));
+        let link = link.map_err(|error| format!("interface {} cannot be read: {error}", uplink.name))?;
+        // Of this thread: another one's network need not be the same.
+        let text = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+        let addresses6 = ipv6::on_interface(&text, &uplink.name);
+        Ok(Self { uplink, index: link.index, mtu: link.mtu, addresses6 })
+    }
 }
 
 impl Uplink {
@@ -28,7 +62,7 @@ impl Uplink {
                 )
             });
         }
-        let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let routes = fs::read_to_string("/proc/thread-self/net/route").unwrap_or_default();
         default_interface(&routes)
             .and_then(by_name)
             .or_else(|| all.first().cloned())
@@ -44,6 +78,14 @@ fn addresses() -> io::Result<Vec<Uplink>> {
         .filter(usable)
         .filter_map(|a| Some(Uplink { address: a.address?.as_sockaddr_in()?.ip(), name: a.interface_name }))
         .collect())
+}
+
+/// The VM's own IPv4 addresses, loopback left out.
+///
+/// # Errors
+/// As getifaddrs(3).
+pub fn own_addresses() -> io::Result<Vec<Ipv4Addr>> {
+    Ok(addresses()?.into_iter().map(|uplink| uplink.address).collect())
 }
 
 /// Names of all interfaces.

@@ -129,7 +129,7 @@ fn prepare(plan: &Plan, talk: &mut Channel, network: &OwnedFd) -> Result<(), Ste
     unshare(CloneFlags::CLONE_NEWCGROUP).map_err(step("make a cgroup namespace"))?;
     sethostname(&plan.hostname).map_err(step("name the host"))?;
     sys::new_session_keyring().map_err(step("leave the session keyring"))?;
-    let private = [next()?, next()?, next()?];
+    let private = [next()?, next()?, next()?, next()?];
     let mut extras = Vec::new();
     for extra in &plan.extras {
         let tree = if matches!(extra, Extra::Tree(_)) { Some(next()?) } else { None };

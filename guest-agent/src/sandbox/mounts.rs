@@ -43,6 +43,7 @@ const SHARED: MountRules = MountRules::READ_ONLY.and(MountRules::NO_PRIVILEGE);
 const SITE: &str = "/tmp";
 /// Where another system's root waits meanwhile.
 const FOREIGN: &str = "/var/tmp";
+const RESOLVERS: &str = "/etc/resolv.conf";
 
 type Result<T> = std::result::Result<T, StepError>;
 
@@ -53,8 +54,6 @@ pub struct Template {
     pub root: PathBuf,
     /// More folders of the VM to show, read-only.
     pub expose: Vec<PathBuf>,
-    /// Text of `/etc/resolv.conf`.
-    pub resolvers: String,
 }
 
 /// A mount that one payload asks for.
@@ -80,7 +79,7 @@ pub(super) fn template(template: &Template) -> Result<()> {
     for path in template.expose.iter().filter(|path| path.is_dir()) {
         show(path, root, SHARED)?;
     }
-    etc(root, &template.resolvers)?;
+    etc(root)?;
     devices(root)?;
     for name in OWN {
         folder(&root.join(name))?;
@@ -88,11 +87,11 @@ pub(super) fn template(template: &Template) -> Result<()> {
     move_into(root)
 }
 
-/// Adds what is the payload's own, as the VM's root, in the payload's mount namespace: the private folders (`home`, `tmp`,
-/// `vartmp`: detached mounts), fresh `/proc`, `/dev/pts` and `/dev/shm`, what it asks for, and another system's root in place of
+/// Adds what is the payload's own, as the VM's root, in the payload's mount namespace: the private mounts (home, `/tmp`,
+/// `/var/tmp`, `/etc/resolv.conf`), fresh `/proc`, `/dev/pts` and `/dev/shm`, what it asks for, and another system's root in place of
 /// the VM's.
 pub(super) fn dress(
-    private: &[OwnedFd; 3],
+    private: &[OwnedFd; 4],
     extras: Vec<(Extra, Option<OwnedFd>)>,
     foreign: Option<OwnedFd>,
 ) -> Result<()> {
@@ -103,8 +102,12 @@ pub(super) fn dress(
     } else {
         Path::new("/")
     };
-    for (tree, at) in private.iter().zip([HOME, "/tmp", "/var/tmp"]) {
-        attach(tree, &below(root, Path::new(at)))?;
+    for (tree, at) in private.iter().zip([HOME, "/tmp", "/var/tmp", RESOLVERS]) {
+        let point = below(root, Path::new(at));
+        // Another system's root may have no such file.
+        if at != RESOLVERS || is_file(&point) {
+            attach(tree, &point)?;
+        }
     }
     special(root)?;
     for (extra, tree) in extras {
@@ -168,7 +171,7 @@ fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
         // Names and resolvers are the sandbox's whatever system it shows.
         for name in ["resolv.conf", "hosts", "passwd", "group", "nsswitch.conf"] {
             let at = site.join("etc").join(name);
-            if fs::symlink_metadata(&at).is_ok_and(|about| about.is_file()) {
+            if is_file(&at) {
                 show_at(&Path::new("/etc").join(name), &at, None)?;
             }
         }
@@ -181,6 +184,10 @@ fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|about| about.is_file())
 }
 
 fn copy_entry(from: &Path, at: &Path) -> Result<()> {
@@ -326,7 +333,17 @@ pub fn detach(
     Ok(tree)
 }
 
-fn etc(root: &Path, resolvers: &str) -> Result<()> {
+/// A detached copy of one file, read-only.
+///
+/// # Errors
+/// The step and the kernel's answer.
+pub fn detach_file(path: &Path) -> Result<OwnedFd> {
+    let tree = sys::clone_mount(AT_FDCWD, &text(path)?, false).map_err(step(format!("copy {}", path.display())))?;
+    sys::rule_mount(&tree, SHARED.and(MountRules::NO_EXEC), false, None).map_err(step("set the rules of a mount"))?;
+    Ok(tree)
+}
+
+fn etc(root: &Path) -> Result<()> {
     let etc = root.join("etc");
     folder(&etc)?;
     for name in ETC {
@@ -349,7 +366,8 @@ fn etc(root: &Path, resolvers: &str) -> Result<()> {
         ("hosts", "127.0.0.1 localhost payload\n::1 localhost\n".into()),
         ("hostname", "payload\n".into()),
         ("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".into()),
-        ("resolv.conf", resolvers.to_owned()),
+        // To mount on: name servers change while an agent runs.
+        ("resolv.conf", String::new()),
     ];
     for (name, text) in files {
         fs::write(etc.join(name), text).map_err(step(format!("write /etc/{name}")))?;

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guest_agent::network::netlink::Netlink;
+use guest_agent::network::netlink::{Change, End, Netlink};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
@@ -62,7 +62,8 @@ pub fn network() -> Peer {
     .join()
     .unwrap();
     let mut here = Netlink::open().unwrap();
-    here.veth("eth0", "eth0", peer.as_fd(), 1500).unwrap();
+    let end = End { name: "eth0", mac: [0; 6] };
+    here.veth(end, end, peer.as_fd(), 1500).unwrap();
     raise(&mut here, VM);
     let peer = Peer(peer);
     peer.inside(|| raise(&mut Netlink::open().unwrap(), PEER));
@@ -72,10 +73,8 @@ pub fn network() -> Peer {
 }
 
 fn raise(netlink: &mut Netlink, address: Ipv4Addr) {
-    netlink.up(1).unwrap();
     let index = netlink.link("eth0").unwrap().index;
-    netlink.address(index, address, 24).unwrap();
-    netlink.up(index).unwrap();
+    netlink.apply(vec![Change::up(1), Change::address(index, address.into(), 24), Change::up(index)]).unwrap();
 }
 
 /// What the stand-in holds.

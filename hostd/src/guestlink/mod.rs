@@ -3,5 +3,5 @@
 mod serial;
 mod session;
 
-pub use serial::{LinkEvent, LinkHandle, LinkOptions, Verdict, open};
+pub use serial::{BanList, LinkEvent, LinkHandle, LinkOptions, Verdict, open};
 pub use session::{MAX_BOOTS, Session, Step};

@@ -1,17 +1,18 @@
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use vestigo_model::{
-    Clock, DomainUuid, Label, LinkPosition, SystemClock, Timestamp,
+    Ban, Clock, DomainUuid, Label, LinkPosition, SystemClock, Timestamp,
     link::{self, Claim, Heartbeat, Hello, HostFrame, LineReader},
 };
 
 use super::{Session, Step, session::MAX_BOOTS};
+use crate::{bans, quota::Pace};
 
 /// How long a guest may leave our bytes unread before the channel is opened anew.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,6 +20,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// What reading from one guest may cost the host.
+///
+/// The default lets 200 payloads start and end each second: a start with its isolation manifest is some 5 KiB and so counts as
+/// 6 lines, an end is one, which makes 1400 lines. It bounds a flood to some 2 MB/s, and to 2000 records/s.
 #[derive(Debug, Clone, Copy)]
 pub struct LinkOptions {
     /// Lines a second, sustained.
@@ -31,7 +35,7 @@ pub struct LinkOptions {
 
 impl Default for LinkOptions {
     fn default() -> Self {
-        Self { lines_per_second: 500.0, burst: 2000.0, line_bytes: 1024 }
+        Self { lines_per_second: 2000.0, burst: 4000.0, line_bytes: 1024 }
     }
 }
 
@@ -59,17 +63,37 @@ pub enum LinkEvent {
     Met(DomainUuid, Hello),
     /// The agent lives.
     Heard(DomainUuid, Heartbeat),
+    /// These bans were written to the agent, in place of those before.
+    BansSent(DomainUuid, BanList),
     /// The guest broke the protocol this many times since the last such event; the text is the last instance.
     Fault(DomainUuid, u64, String),
 }
 
+/// The whole list of bans that concern a VM.
+pub type BanList = Arc<Vec<Ban>>;
+
 /// A running link; ends when dropped.
 #[derive(Debug)]
-pub struct LinkHandle(tokio::task::JoinHandle<()>);
+pub struct LinkHandle {
+    task: tokio::task::JoinHandle<()>,
+    bans: watch::Sender<BanList>,
+}
+
+impl LinkHandle {
+    /// Has the agent told this list, now and after each welcome. Never waits: of several lists the latest is sent, and a guest
+    /// that does not read delays nobody but itself.
+    pub fn set_bans(&self, list: BanList) {
+        self.bans.send_if_modified(|held| {
+            let differs = *held != list;
+            *held = list;
+            differs
+        });
+    }
+}
 
 impl Drop for LinkHandle {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -79,11 +103,13 @@ pub fn open(
     path: PathBuf,
     known: Vec<LinkPosition>,
     options: LinkOptions,
+    list: BanList,
     events: mpsc::Sender<LinkEvent>,
 ) -> LinkHandle {
     let durable = known.into_iter().filter(|position| position.domain == domain).collect();
-    let link = Link { domain, durable, events, budget: Budget::new(options), faults: Faults::default() };
-    LinkHandle(tokio::spawn(link.run(path)))
+    let (bans, changed) = watch::channel(list);
+    let link = Link { domain, durable, events, bans: changed, budget: Budget::new(options), faults: Pace::default() };
+    LinkHandle { task: tokio::spawn(link.run(path)), bans }
 }
 
 struct Link {
@@ -91,8 +117,10 @@ struct Link {
     /// Where each boot's chain ends on disk, the newest last.
     durable: Vec<LinkPosition>,
     events: mpsc::Sender<LinkEvent>,
+    bans: watch::Receiver<BanList>,
     budget: Budget,
-    faults: Faults,
+    /// Of faults: a hostile guest must not fill the ledger.
+    faults: Pace,
 }
 
 impl Link {
@@ -119,23 +147,50 @@ impl Link {
     async fn talk(&mut self, mut stream: UnixStream) -> io::Result<()> {
         let mut session = Session::new(self.domain, self.durable.iter().cloned());
         let mut reader = LineReader::new();
-        let mut buffer = vec![0; 16 * 1024];
+        // What is read in one go shares one write to disk.
+        let mut buffer = vec![0; link::MAX_FRAME];
         // The empty line ends whatever line the guest's reader was in.
         send(&mut stream, b"\n").await?;
         send_frame(&mut stream, &Session::greeting(SystemClock.now())).await?;
+        let (mut welcomed, mut ready) = (false, Instant::now());
         loop {
-            let read = stream.read(&mut buffer).await?;
+            let read = tokio::select! {
+                // A guest that has talked too much waits to be read, not to be told of bans.
+                read = async { sleep_until(ready).await; stream.read(&mut buffer).await } => read?,
+                Ok(()) = self.bans.changed() => {
+                    if welcomed {
+                        let cost = self.send_bans(&mut stream).await?;
+                        ready = self.budget.spend(cost);
+                    }
+                    continue;
+                }
+            };
             if read == 0 {
                 return Ok(());
             }
             let lines = reader.push(buffer.get(..read).unwrap_or_default());
-            let cost = lines.len() + read / self.budget.options.line_bytes.max(1);
+            let mut cost = lines.len() + read / self.budget.options.line_bytes.max(1);
             let steps = lines.iter().flat_map(|line| session.line(line, SystemClock.now())).collect();
             for frame in self.carry_out(steps).await? {
                 send_frame(&mut stream, &frame).await?;
+                if matches!(frame, HostFrame::Welcome { .. }) {
+                    welcomed = true;
+                    cost += self.send_bans(&mut stream).await?;
+                }
             }
-            self.budget.spend(cost).await;
+            ready = self.budget.spend(cost);
         }
+    }
+
+    /// Sends the whole list as it is now. Gives what that counts as, in lines: a guest must not make us send it without end.
+    async fn send_bans(&mut self, stream: &mut UnixStream) -> io::Result<usize> {
+        let list = BanList::clone(&self.bans.borrow_and_update());
+        let mut bytes = 0;
+        for frame in bans::frames(&list) {
+            bytes += send_frame(stream, &frame).await?;
+        }
+        self.tell(LinkEvent::BansSent(self.domain, list)).await?;
+        Ok(bytes / self.budget.options.line_bytes.max(1))
     }
 
     /// Hands every statement on at once, so that they share one write to disk, waits for all, and gives what is to be
@@ -158,7 +213,7 @@ impl Link {
                 Step::Met(hello) => self.tell(LinkEvent::Met(self.domain, hello)).await?,
                 Step::Heard(beat) => self.tell(LinkEvent::Heard(self.domain, beat)).await?,
                 Step::Fault(text) => {
-                    if let Some(count) = self.faults.note() {
+                    if let Some(count) = self.faults.note(std::time::Instant::now()) {
                         self.tell(LinkEvent::Fault(self.domain, count, text)).await?;
                     }
                 }
@@ -191,9 +246,11 @@ impl Link {
     }
 }
 
-async fn send_frame(stream: &mut UnixStream, frame: &HostFrame) -> io::Result<()> {
+/// Gives the length.
+async fn send_frame(stream: &mut UnixStream, frame: &HostFrame) -> io::Result<usize> {
     let line = link::encode(frame).ok_or_else(|| io::Error::other("a host frame is too long"))?;
-    send(stream, &line).await
+    send(stream, &line).await?;
+    Ok(line.len())
 }
 
 async fn send(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
@@ -212,32 +269,14 @@ impl Budget {
         Self { options, tokens: options.burst, filled: Instant::now() }
     }
 
-    async fn spend(&mut self, lines: usize) {
+    /// Pays for the lines; gives the time from which on the guest may be read again.
+    fn spend(&mut self, lines: usize) -> Instant {
         let now = Instant::now();
         let earned = now.duration_since(self.filled).as_secs_f64() * self.options.lines_per_second;
         self.tokens =
             (self.tokens + earned).min(self.options.burst) - f64::from(u32::try_from(lines).unwrap_or(u32::MAX));
         self.filled = now;
-        if self.tokens < 0.0 {
-            sleep(Duration::from_secs_f64(-self.tokens / self.options.lines_per_second)).await;
-        }
-    }
-}
-
-/// Faults are told at once, then at most once a minute with their number: a hostile guest must not fill the ledger.
-#[derive(Default)]
-struct Faults {
-    count: u64,
-    told: Option<Instant>,
-}
-
-impl Faults {
-    fn note(&mut self) -> Option<u64> {
-        self.count += 1;
-        if self.told.is_some_and(|told| told.elapsed() < Duration::from_secs(60)) {
-            return None;
-        }
-        self.told = Some(Instant::now());
-        Some(std::mem::take(&mut self.count))
+        let debt = (-self.tokens).max(0.0);
+        now + Duration::from_secs_f64(debt / self.options.lines_per_second)
     }
 }

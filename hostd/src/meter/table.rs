@@ -36,6 +36,8 @@ struct Entry {
     resp: (IpAddr, u16),
     direction: Direction,
     initiator: Initiator,
+    /// First packet of all.
+    began: Timestamp,
     /// First packet since the last record.
     first: Timestamp,
     last: Timestamp,
@@ -59,6 +61,8 @@ pub struct Metered {
     pub proto: u8,
     /// VLAN id.
     pub vlan: Option<u16>,
+    /// First packet of the whole flow: earlier than `first` in all records of it but the first.
+    pub began: Timestamp,
     /// First packet of the record.
     pub first: Timestamp,
     /// Last packet of the record.
@@ -212,6 +216,7 @@ impl Entry {
             resp,
             direction,
             initiator,
+            began: time,
             first: time,
             last: time,
             next_record: time + options.first,
@@ -265,6 +270,7 @@ impl Entry {
             resp: self.resp,
             proto: key.proto,
             vlan: key.vlan,
+            began: self.began,
             first,
             last: self.last,
             from_orig: (orig.packets, orig.bytes, orig.flags),

@@ -93,6 +93,16 @@ fn nothing(question: &WhoQuestion) -> &'static str {
 fn verdict(candidate: &Candidate) -> String {
     let facts = &candidate.host_facts;
     let vm = format!("VO {}, instance {}", parts::vo_word(facts.vo.as_ref()), safe(facts.instance.as_str()));
+    let own = candidate.guest_claims.as_ref().and_then(|claims| parts::own_traffic(claims.holder));
+    if let (false, Some(own)) = (candidate.flows.is_empty(), own) {
+        let how = match candidate.attribution.quality {
+            Quality::Lease => "by lease",
+            Quality::Observed => "seen by the agent",
+            Quality::ClaimedLate => "claimed late",
+            Quality::Instance => "not certain",
+        };
+        return format!("{own}, {vm} ({how})");
+    }
     let user = candidate.guest_claims.as_ref().map(|claims| safe(claims.user.subject.as_str()));
     match (candidate.flows.is_empty(), candidate.attribution.quality, user) {
         (true, ..) => format!("{vm} was given this address, but no flow that matches was seen"),

@@ -1,7 +1,7 @@
 //! Host facts and guest claims, visibly apart.
 
 use vestigo_ledger::questions::parts::{FlowSeen, GuestClaims, HostFacts, MatchedOn};
-use vestigo_model::{Expected, Initiator};
+use vestigo_model::{Expected, Holder, Initiator};
 
 use super::Lines;
 use crate::arguments::protocol_word;
@@ -84,26 +84,67 @@ pub fn flow(flow: &FlowSeen) -> String {
 /// What a guest said about a payload.
 pub fn guest_claims(claims: &GuestClaims) -> String {
     let mut lines = Lines::default();
+    if let Some(own) = own_traffic(claims.holder) {
+        lines.field("holder", own);
+        lines.field("run", claims.payload);
+        leases_and_times(&mut lines, claims);
+        return lines.finish();
+    }
     lines.field("user", &claims.user);
     lines.field("trust", claims.trust.as_str());
+    if let Some(task) = &claims.task {
+        lines.field("signed task", format!("{} by key {}", task.id, task.key));
+        lines.field("", format!("{}, until {}", runs(task.runs), task.expires));
+    }
+    lines.maybe("token", claims.token.as_ref().map(token));
     lines.field("pilot", &claims.pilot);
+    if let Some(access) = &claims.access {
+        let caller = access.caller;
+        lines.field("asked by", format!("uid {} gid {} pid {} in the VM", caller.uid, caller.gid, caller.pid));
+        lines.field("ran as", format!("uid {}", access.runs_as));
+    }
     lines.field("payload", format!("{} (run {})", claims.payload_id, claims.payload));
     lines.field("VO claimed", &claims.vo_claimed);
-    lines.maybe("executable", claims.executable.as_ref().map(|e| format!("{} sha256 {}", e.path, e.sha256)));
+    let file = |file: &vestigo_model::Executable| format!("{} sha256 {}", file.path, file.sha256);
+    lines.maybe("executable", claims.executable.as_ref().map(file));
+    lines.maybe("read by", claims.interpreter.as_ref().map(file));
     if !claims.command.is_empty() {
         lines.field("command", command(&claims.command));
     }
+    leases_and_times(&mut lines, claims);
+    let held = claims.isolation.values().filter(|e| e.state == vestigo_model::RuleState::Enforced).count();
+    if !claims.isolation.is_empty() {
+        lines.field("isolation", format!("{held} of {} rules enforced", claims.isolation.len()));
+    }
+    lines.finish()
+}
+
+/// What the traffic is if it is the VM's own and no user's.
+pub fn own_traffic(holder: Holder) -> Option<&'static str> {
+    match holder {
+        Holder::Payload => None,
+        Holder::Pilot => Some("pilot traffic of the VM, no user's payload"),
+        Holder::System => Some("system traffic of the VM, no user's payload"),
+    }
+}
+
+fn runs(runs: u32) -> String {
+    if runs == 1 { "may run once".to_owned() } else { format!("may run {runs} times") }
+}
+
+fn token(token: &vestigo_model::TokenMark) -> String {
+    let id = token.id.as_ref().map_or("without jti".to_owned(), |id| format!("jti {id}"));
+    let checked = if token.verified { "signature checked" } else { "signature not checked" };
+    format!("of {} ({}), {id}, {checked}", token.subject, token.issuer)
+}
+
+fn leases_and_times(lines: &mut Lines, claims: &GuestClaims) {
     lines.field("lease", if claims.leases.is_empty() { "none".to_owned() } else { join(&claims.leases) });
     lines.field("started", format!("{} (guest's clock {})", claims.start_received, claims.start_claimed));
     match claims.end {
         Some(end) => lines.field("ended", format!("{} ({}; guest's clock {})", end.received, end.exit, end.claimed)),
         None => lines.field("ended", "no end recorded"),
     }
-    let held = claims.isolation.values().filter(|e| e.state == vestigo_model::RuleState::Enforced).count();
-    if !claims.isolation.is_empty() {
-        lines.field("isolation", format!("{held} of {} rules enforced", claims.isolation.len()));
-    }
-    lines.finish()
 }
 
 /// Arguments as a shell would want them; spaces inside one stay visible.

@@ -108,7 +108,8 @@ pub fn answer(question: &IpsQuestion, view: &View) -> IpsAnswer {
 
 /// The pilot's payloads in the range; without a pilot all payloads of the VO's VMs, for their IPv6 addresses.
 fn payloads<'a>(question: &IpsQuestion, view: &'a View) -> Vec<&'a Payload> {
-    let pilot = |p: &&Payload| question.pilot.as_ref().is_none_or(|pilot| p.claim.pilot == *pilot);
+    let is = |p: &Payload, pilot: &PilotId| p.claim.pilot == *pilot && p.claim.holder.is_payload();
+    let pilot = |p: &&Payload| question.pilot.as_ref().is_none_or(|pilot| is(p, pilot));
     let then = |p: &&Payload| question.range.touches(p.received.min(p.claimed), p.end.map(|end| end.received));
     view.facts.payloads.iter().filter(pilot).filter(then).collect()
 }

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use vestigo_model::{Attribution, Exit, Flow, LEASE_REST, Payload, PayloadUid, Quality};
+use vestigo_model::{Attribution, BEGAN_BEFORE, Flow, Payload, PayloadUid, Quality};
 
 use crate::reader::Facts;
 
@@ -42,8 +42,10 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     if stored.payload.is_some() {
         return stored.clone();
     }
-    let of_vm: Vec<&Payload> =
-        payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host && holds(p, flow)).collect();
+    let of_vm = flow.marked(payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host));
+    if stored.reason == BEGAN_BEFORE {
+        return begun_before(&of_vm, flow, tolerance);
+    }
     let held: Vec<&Payload> = of_vm.iter().copied().filter(|p| p.held_leases_at(flow.first)).collect();
     let late: Vec<&Payload> = of_vm.into_iter().filter(|p| claimed_late(p, flow, tolerance)).collect();
     match (held.as_slice(), late.as_slice()) {
@@ -55,16 +57,26 @@ pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attr
     }
 }
 
+/// A later part of a flow that began before the lease was announced; when, only the host's table of flows knew. It can be the
+/// payload's only if the claim was late by the guest's own clock: an agent that paid its debt.
+fn begun_before(of_vm: &[&Payload], flow: &Flow, tolerance: Duration) -> Attribution {
+    let late = |p: &&&Payload| p.claimed + tolerance < p.received && p.held_leases_at(flow.first);
+    let late: Vec<&Payload> = of_vm.iter().filter(late).copied().collect();
+    match late.as_slice() {
+        [one] => by_late_claim(one, &flow.attribution, tolerance),
+        _ => flow.attribution.clone(),
+    }
+}
+
 fn holds(payload: &Payload, flow: &Flow) -> bool {
-    payload.claim.leases.iter().any(|lease| flow.marked_by(lease))
+    payload.mark(flow).is_some()
 }
 
 /// Whether the claim arrived after the flow began, and the payload ran then by the guest's own clock alone. (Or arrived so
 /// shortly after that the guest's clock cannot tell.)
 fn claimed_late(payload: &Payload, flow: &Flow, tolerance: Duration) -> bool {
     let begun = payload.received.min(payload.claimed) - tolerance <= flow.first && flow.first < payload.received;
-    let rest = |exit: Exit| if exit == Exit::Lost { Duration::ZERO } else { LEASE_REST };
-    begun && payload.end.is_none_or(|end| flow.first <= end.claimed.max(payload.claimed) + rest(end.exit) + tolerance)
+    begun && payload.end.is_none_or(|end| flow.first <= end.claimed.max(payload.claimed) + end.rest() + tolerance)
 }
 
 fn lease_of(payload: &Payload) -> String {

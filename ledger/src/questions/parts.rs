@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, HostId, Initiator, Instance, InstanceEnd,
-    InstanceId, Label, Lease, Payload, PayloadEnd, PayloadId, PayloadUid, PilotId, PostNat, Project, TapName,
-    Timestamp, Trust, User, Vo,
+    Access, Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, Holder, HostId, Initiator, Instance,
+    InstanceEnd, InstanceId, Label, Lease, Payload, PayloadClaim, PayloadEnd, PayloadId, PayloadUid, PilotId, PostNat,
+    Project, TapName, TaskMark, Timestamp, TokenMark, Trust, User, Vo,
 };
 
 /// An address and a port.
@@ -185,6 +185,10 @@ impl HostFacts {
 pub struct GuestClaims {
     /// The run.
     pub payload: PayloadUid,
+    /// `payload`: a user's work. `pilot` or `system`: the VM's own traffic, and no user's; what stands below under the names
+    /// of a payload are then words for that part of the VM.
+    #[serde(default)]
+    pub holder: Holder,
     /// The VO's name for the work unit.
     pub payload_id: PayloadId,
     /// The pilot job.
@@ -195,8 +199,20 @@ pub struct GuestClaims {
     pub vo_claimed: Vo,
     /// What stands behind the user's name.
     pub trust: Trust,
+    /// The user's signed task; there exactly when `trust` is `signed-by-user`.
+    #[serde(default)]
+    pub task: Option<TaskMark>,
+    /// The token that the payload was given; by itself no ground for `trust`.
+    #[serde(default)]
+    pub token: Option<TokenMark>,
+    /// Who asked for it in the VM, and when what was established.
+    #[serde(default)]
+    pub access: Option<Access>,
     /// What ran.
     pub executable: Option<Executable>,
+    /// The program that read it, when that is a script.
+    #[serde(default)]
+    pub interpreter: Option<Executable>,
     /// With which arguments.
     pub command: Vec<String>,
     /// What marks its packets.
@@ -216,12 +232,17 @@ impl GuestClaims {
         let claim = &payload.claim;
         Self {
             payload: claim.uid,
+            holder: claim.holder,
             payload_id: claim.payload.clone(),
             pilot: claim.pilot.clone(),
             user: claim.user.clone(),
             vo_claimed: claim.vo.clone(),
             trust: claim.trust,
+            task: claim.task.clone(),
+            token: claim.token.clone(),
+            access: claim.access.clone(),
             executable: claim.executable.clone(),
+            interpreter: claim.interpreter.clone(),
             command: claim.command.clone(),
             leases: claim.leases.clone(),
             isolation: claim.isolation.clone(),
@@ -252,8 +273,11 @@ pub(crate) fn conflict_note(conflicting: &[Payload]) -> Option<String> {
 }
 
 /// Whether a claim contradicts what the host knows: stated, never resolved.
-pub(crate) fn vo_contradiction(tenant: Option<&Vo>, claimed: &Vo) -> Option<String> {
+pub(crate) fn vo_contradiction(tenant: Option<&Vo>, claim: &PayloadClaim) -> Option<String> {
+    let claimed = &claim.vo;
     match tenant {
+        // The VM's own traffic is no VO's work.
+        _ if !claim.holder.is_payload() => None,
         Some(tenant) if tenant != claimed => {
             Some(format!("contradiction: the guest claims VO {claimed}, but the VM belongs to a tenant of VO {tenant}"))
         }

@@ -76,7 +76,7 @@ pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> Pilot
             later_claims: Vec::new(),
             notes: Vec::new(),
         });
-        let note = vo_contradiction(row.vo.as_ref(), &payload.claim.vo);
+        let note = vo_contradiction(row.vo.as_ref(), &payload.claim);
         row.notes.extend(note.filter(|note| !row.notes.contains(note)));
         let uid = payload.claim.uid;
         let conflicting = view.facts.conflicting_with(&payload.host, payload.domain, uid);
@@ -92,7 +92,9 @@ pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> Pilot
 
 fn is_meant(question: &PilotsQuestion, range: TimeRange, payload: &Payload) -> bool {
     let user = &payload.claim.user;
-    user.subject == question.subject
+    // What a VM says of its own traffic names no person.
+    payload.claim.holder.is_payload()
+        && user.subject == question.subject
         && question.issuer.as_ref().is_none_or(|issuer| user.issuer == *issuer)
         && range.touches(payload.received.min(payload.claimed), payload.end.map(|end| end.received))
 }

@@ -243,6 +243,7 @@ fn ran_then(facts: &HostFacts, range: Option<TimeRange>, view: &View) -> Vec<Gue
     let Some(range) = range else { return Vec::new() };
     let payloads = view.facts.payloads.iter().filter(|p| p.domain == facts.domain && p.host == facts.host);
     payloads
+        .filter(|p| p.claim.holder.is_payload())
         .filter(|p| range.touches(p.received.min(p.claimed), p.end.map(|end| end.received)))
         .map(GuestClaims::new)
         .collect()
@@ -255,7 +256,7 @@ fn notes(group: &Group<'_>, quality: Quality) -> Vec<String> {
         notes.push("no record of the VM itself was found; what is known of it comes from the flow".to_owned());
     }
     if let Some(payload) = group.payload {
-        notes.extend(vo_contradiction(facts.vo.as_ref(), &payload.claim.vo));
+        notes.extend(vo_contradiction(facts.vo.as_ref(), &payload.claim));
     } else if facts.vo.is_none() {
         notes.push("the VM's tenant is mapped to no VO".to_owned());
     }

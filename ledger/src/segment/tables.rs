@@ -156,6 +156,24 @@ fn claims(table: &mut Table, rows: &[Row<'_, Payload>]) {
     table.text("command", all().map(|c| serde_json::to_string(&c.command).ok()));
     table.text("leases", all().map(|c| serde_json::to_string(&c.leases).ok()));
     table.text("isolation", all().map(|c| serde_json::to_string(&c.isolation).ok()));
+    origin(table, rows);
+}
+
+/// Whose traffic it is and on whose word. Segments of older versions have none of these columns.
+fn origin(table: &mut Table, rows: &[Row<'_, Payload>]) {
+    let all = || rows.iter().map(|r| &r.fact.claim);
+    table.word("holder", all().map(|c| Some(c.holder.as_str())));
+    table.text("task_id", all().map(|c| c.task.as_ref().map(|task| task.id.as_str())));
+    table.text("task_nonce", all().map(|c| c.task.as_ref().map(|task| task.nonce.as_str())));
+    table.text("task_key", all().map(|c| c.task.as_ref().map(|task| task.key.as_str())));
+    table.text("token_issuer", all().map(|c| c.token.as_ref().map(|token| token.issuer.as_str())));
+    table.text("token_subject", all().map(|c| c.token.as_ref().map(|token| token.subject.as_str())));
+    table.text("token_id", all().map(|c| c.token.as_ref()?.id.as_ref().map(|id| id.as_str())));
+    table.text("interpreter", all().map(|c| c.interpreter.as_ref().map(|file| file.path.as_str())));
+    table.text("interpreter_sha256", all().map(|c| c.interpreter.as_ref().map(|file| file.sha256.to_string())));
+    table
+        .text("caller", all().map(|c| c.access.as_ref().and_then(|access| serde_json::to_string(&access.caller).ok())));
+    table.u64("runs_as", all().map(|c| c.access.as_ref().map(|access| u64::from(access.runs_as))));
 }
 
 fn coverage(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
