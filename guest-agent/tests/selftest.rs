@@ -71,7 +71,7 @@ const WEAKENED: &[(&str, Weak, &str)] = &[
             "-m",
             "sh",
             "-c",
-            "mount -t tmpfs x /mnt; mkdir /mnt/new; mount --rbind / /mnt/new; cd /; exec perl -e 'chroot(\"/mnt/new\"); exec @ARGV' \"$@\"",
+            "mount -t tmpfs x /mnt; mkdir /mnt/usr /mnt/proc; cp -a /bin /lib* /mnt; cp \"$1\" /mnt/agent; shift; mount --rbind /usr /mnt/usr; mount --rbind /proc /mnt/proc; cd /; exec perl -e 'chroot(\"/mnt\"); exec @ARGV' /agent \"$@\"",
             "sh",
         ]),
         "chroot without chdir",
@@ -283,6 +283,27 @@ fn all_holds_in_a_real_sandbox() {
     assert!(starts.iter().any(|start| report["payload"] == start.uid.to_string()));
     let left: Vec<_> = fs::read_dir("/tmp").unwrap().flatten().map(|e| e.file_name().display().to_string()).collect();
     assert!(!left.iter().any(|name| name.contains("-pilot")), "{left:?}");
+}
+
+#[test]
+fn an_agent_below_usr_is_seen_by_every_payload_and_nothing_is_mounted_for_it() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+    let mounted = Command::new("sh")
+        .args([
+            "-c",
+            "mount --make-rprivate / && mount -t tmpfs x /usr/local/games && cp \"$0\" /usr/local/games/agent",
+            AGENT,
+        ])
+        .status();
+    assert!(mounted.unwrap().success());
+    let world = World::start("");
+    let host = world.host();
+    world.wait_connected();
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "/usr/local/games/agent", "selftest", "--peer", &PEER.to_string()]);
+    let output = command.arg("--socket").arg(world.path("run/agent.sock")).output().unwrap();
+    assert!(output.status.success() && text(&output).contains(" 0 broken"), "{}", text(&output));
+    assert!(host.starts().iter().all(|start| start.command[0] == "/usr/local/games/agent"));
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, sendto, setsockopt, socket, sockopt::IpFreebind,
+        AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, sendto, setsockopt, socket,
+        sockopt::{IpFreebind, IpTransparent},
     },
 };
 
@@ -101,6 +102,8 @@ pub fn marks(token: &str) -> [String; 3] {
 fn from(address: Ipv4Addr, port: u16) -> Result<OwnedFd, Errno> {
     let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, IpFreebind, &true)?;
+    // Only who administers the network may; without it the kernel sends nothing from an address that is not its own.
+    let _ = setsockopt(&fd, IpTransparent, &true);
     bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, port)))?;
     Ok(fd)
 }

@@ -87,7 +87,8 @@ const SEARCHED: [&str; 7] = ["PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPAT
 /// Folders of this payload alone.
 const PRIVATE: [&str; 7] = [HOME, "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/dev/pts", "/proc"];
 const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
-const ETC: [&str; 8] = [
+const ETC: [&str; 9] = [
+    "/etc/resolv.conf",
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
     "/etc/ld.so.conf.d",
@@ -203,7 +204,10 @@ fn mounts(orders: &Orders) -> Verdict {
     match strange.first() {
         None if all.is_empty() => broken("the list of mounts cannot be read"),
         None => held(format!("{} mounts, all on the list", all.len())),
-        Some(mount) => broken(format!("{} more, among them {}", strange.len(), mount.at.display())),
+        Some(_) => {
+            let some: Vec<_> = strange.iter().take(5).map(|mount| mount.at.display().to_string()).collect();
+            broken(format!("{} more, among them {}", strange.len(), some.join(" ")))
+        }
     }
 }
 
