@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod environment;
+pub mod explain;
 pub mod identity;
 pub mod lease;
 pub mod link;

@@ -8,7 +8,7 @@ use guest_agent::{
     cli::{Cli, Command, Daemon},
     client,
     config::{self, Config},
-    daemon, identity,
+    daemon, explain, identity,
     protocol::code,
     sandbox, selftest,
 };
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Explain(options) => explain::run(&options).into(),
         Command::Selftest(options) => selftest::client::run(&options).into(),
         Command::SelftestProbe(options) => selftest::inside::run(options.role, options.name.as_deref()).into(),
         Command::Man { folder } => match clap_mangen::generate_to(Cli::command(), folder) {

@@ -263,7 +263,11 @@ fn all_holds_in_a_real_sandbox() {
     let host = world.host();
     world.wait_connected();
     let started = Instant::now();
-    let output = selftest(&world).arg("--json").env("X509_USER_PROXY", "/tmp/x509up_u0").output().unwrap();
+    let mut run = selftest(&world);
+    run.arg("--json").env("X509_USER_PROXY", "/tmp/x509up_u0").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = run.spawn().unwrap();
+    let own = format!("vestigo-{}-", run.id());
+    let output = run.wait_with_output().unwrap();
     let report: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
     let probes = report["probes"].as_array().unwrap();
@@ -282,7 +286,7 @@ fn all_holds_in_a_real_sandbox() {
     assert!(starts.iter().all(|start| start.user.issuer.as_str() == "vestigo:selftest"), "{starts:?}");
     assert!(starts.iter().any(|start| report["payload"] == start.uid.to_string()));
     let left: Vec<_> = fs::read_dir("/tmp").unwrap().flatten().map(|e| e.file_name().display().to_string()).collect();
-    assert!(!left.iter().any(|name| name.contains("-pilot")), "{left:?}");
+    assert!(!left.iter().any(|name| name.starts_with(&own)), "{left:?}");
 }
 
 #[test]

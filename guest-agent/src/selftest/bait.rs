@@ -16,6 +16,9 @@ use super::{
     probes::{LEFT, namespaces_of},
 };
 
+/// Files and folders of the VM that no payload sees.
+const VM: [&str; 7] = ["/etc/shadow", "/etc/machine-id", "/etc/ssh", "/etc/fstab", "/boot", "/root", "/var/log"];
+
 /// All of it; gone when dropped.
 pub struct Bait {
     token: String,
@@ -55,10 +58,11 @@ impl Bait {
     pub fn orders(&self) -> Orders {
         let pid = |child: &Child| i32::try_from(child.id()).ok();
         let own = i32::try_from(std::process::id()).ok();
+        let of_vm = VM.into_iter().filter(|path| Path::new(path).exists());
         let theirs = LEFT.map(|folder| Path::new(folder).join(mark(&self.token, "victim")));
         Orders {
             token: self.token.clone(),
-            files: self.files.iter().cloned().chain(theirs).collect(),
+            files: self.files.iter().cloned().chain(theirs).chain(of_vm.map(PathBuf::from)).collect(),
             pids: self.child.as_ref().and_then(pid).into_iter().chain(own).collect(),
             keys: ["pilot", "victim"].map(|whose| key(&self.token, whose)).into(),
             queues: ["pilot", "victim"].map(|whose| queue(&self.token, whose)).into(),

@@ -26,7 +26,7 @@ use super::{
     not_tested,
     payload::{Payload, Program, SHOWN, Start, status},
     probes::{self, Probe, Stage, survivor},
-    report::Report,
+    report::{Report, Subject},
     watch::{Watch, judge},
 };
 use crate::{
@@ -105,19 +105,19 @@ pub fn examine(options: &Selftest) -> Result<Report, Refusal> {
     let wanted = Wanted::new(&options.only)?;
     let program = Program::find()?;
     let start = Start { socket: &options.socket, program: &program, vo: &options.vo };
-    let token = format!("vestigo-{}", uuid::Uuid::new_v4().simple());
+    let token = format!("vestigo-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let bait = Bait::lay(&token);
     let mut orders = bait.orders();
     orders.sockets.push(options.socket.clone());
     orders.shown = shown(options);
     orders.peer = options.peer.or_else(gateway);
-    let (mut findings, payload) = attack(&start, &wanted, orders)?;
+    let (mut findings, subject) = attack(&start, &wanted, orders)?;
     findings.extend(after(&start, &wanted, &token)?);
     findings.extend(limited(&start, &wanted, &token)?);
     let order = |finding: &Finding| probes::all().position(|probe| probe.name == finding.probe);
     findings.sort_by_key(order);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-    Ok(Report::new(kernel, payload, findings))
+    Ok(Report::new(kernel, subject, findings))
 }
 
 /// What payloads see besides the usual: this program, and what the agent's configuration names if it can be read.
@@ -140,7 +140,7 @@ fn gateway() -> Option<Ipv4Addr> {
 }
 
 /// The payload that tries everything, beside one with baits.
-fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<(Vec<Finding>, Option<String>), Refusal> {
+fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<(Vec<Finding>, Option<Subject>), Refusal> {
     let probes = wanted.at(Stage::Attack);
     if probes.is_empty() && wanted.at(Stage::After).is_empty() {
         return Ok((Vec::new(), None));
@@ -174,7 +174,8 @@ fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<(Vec
         }
     }
     hear(&mut victim, ready.as_ref(), &mut findings);
-    Ok((findings, Some(attacker.uid.to_string())))
+    let isolation = std::mem::take(&mut attacker.isolation);
+    Ok((findings, Some(Subject { payload: attacker.uid.to_string(), isolation })))
 }
 
 /// Its findings; a probe without one is broken.

@@ -1,6 +1,7 @@
 //! One payload of the selftest, started through the daemon's ordinary request.
 
 use std::{
+    collections::BTreeMap,
     env,
     fs::File,
     io::{self, BufRead, BufReader, PipeWriter, Read, Write},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use vestigo_model::{Exit, Label, Lease, PayloadId, PayloadUid, PortBlock, Trust, User, Vo};
+use vestigo_model::{Enforcement, Exit, Label, Lease, PayloadId, PayloadUid, PortBlock, Trust, User, Vo};
 
 use super::{Orders, VERB};
 use crate::{
@@ -83,6 +84,8 @@ pub struct Payload {
     pub uid: PayloadUid,
     /// What marks its packets.
     pub leases: Vec<Lease>,
+    /// What the agent says about its sandbox, rule by rule.
+    pub isolation: BTreeMap<String, Enforcement>,
 }
 
 fn lost(error: &WireError) -> Refusal {
@@ -129,10 +132,13 @@ impl Start<'_> {
         let bind = |_| Bind { target: SHOWN.into(), writable: false };
         let request = ExecRequest {
             payload: PayloadId::new(user).map_err(|e| Refusal::system(e.to_string()))?,
-            user: User { issuer: label("vestigo:selftest")?, subject: label(user)? },
+            user: Some(User { issuer: label("vestigo:selftest")?, subject: label(user)? }),
             vo: self.vo.clone(),
             pilot: None,
-            trust: Trust::AssertedByVo,
+            trust: Some(Trust::AssertedByVo),
+            task: None,
+            token: None,
+            pilot_tokens: Vec::new(),
             command: vec![path, VERB.to_owned(), role.to_owned()],
             env: Vec::new(),
             shape: Shape { binds: shown.into_iter().map(bind).collect(), limits, ..Shape::default() },
@@ -145,8 +151,8 @@ impl Start<'_> {
             [input.as_fd(), output.as_fd(), null.as_fd()].into_iter().chain(shown.map(AsFd::as_fd)).collect();
         daemon.send(&Request::Exec(Box::new(request)), &fds).map_err(|e| lost(&e))?;
         drop((input, output));
-        let (uid, leases) = match daemon.receive_within::<Reply>(START).map_err(|e| lost(&e))? {
-            Reply::Started { uid, leases, .. } => (uid, leases),
+        let (uid, leases, isolation) = match daemon.receive_within::<Reply>(START).map_err(|e| lost(&e))? {
+            Reply::Started { uid, leases, isolation, .. } => (uid, leases, isolation),
             Reply::Refused { code, reason } => return Err(Refusal { code, reason }),
             Reply::Ended { .. } | Reply::Status(_) => return Err(Refusal::system("the daemon gave an odd answer")),
         };
@@ -154,7 +160,7 @@ impl Start<'_> {
         line.push(b'\n');
         // One that has ended already has no use for it; what it said tells why.
         let _ = orders_to.write_all(&line);
-        Ok(Payload { daemon, input: Some(orders_to), lines: lines(output_from), uid, leases })
+        Ok(Payload { daemon, input: Some(orders_to), lines: lines(output_from), uid, leases, isolation })
     }
 }
 

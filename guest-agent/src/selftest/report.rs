@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
+use vestigo_model::{Enforcement, RuleState};
 
 use super::{Finding, Outcome};
 
@@ -19,6 +20,15 @@ pub struct Counts {
     pub broken: usize,
     /// Probes with nothing to try.
     pub not_tested: usize,
+}
+
+/// The payload that tried everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// As the record names it.
+    pub payload: String,
+    /// Its manifest.
+    pub isolation: BTreeMap<String, Enforcement>,
 }
 
 /// All probes of one rule.
@@ -46,6 +56,9 @@ pub struct Report {
     pub kernel: String,
     /// The payload that tried everything, as the record names it.
     pub payload: Option<String>,
+    /// What the agent itself says of that payload's sandbox, in the record: only what is not fully enforced.
+    #[serde(rename = "not-enforced")]
+    pub not_enforced: BTreeMap<String, Enforcement>,
     /// How many of each.
     pub counts: Counts,
     /// By rule, in the order of their numbers.
@@ -70,10 +83,20 @@ fn by_name<S: serde::Serializer>(rules: &BTreeMap<RuleId, Rule>, serializer: S) 
     serializer.collect_map(rules.iter().map(|(id, rule)| (&id.1, rule)))
 }
 
+/// As in records.
+#[must_use]
+pub const fn state_name(state: RuleState) -> &'static str {
+    match state {
+        RuleState::Enforced => "enforced",
+        RuleState::Degraded => "degraded",
+        RuleState::Off => "off",
+    }
+}
+
 impl Report {
     /// Sums up.
     #[must_use]
-    pub fn new(kernel: String, payload: Option<String>, probes: Vec<Finding>) -> Self {
+    pub fn new(kernel: String, subject: Option<Subject>, probes: Vec<Finding>) -> Self {
         let mut counts = Counts::default();
         let mut rules: BTreeMap<RuleId, Rule> = BTreeMap::new();
         for finding in &probes {
@@ -86,7 +109,19 @@ impl Report {
                 rules.entry(RuleId::new(id)).or_insert_with(Rule::empty).add(finding);
             }
         }
-        Self { version: VERSION, agent: env!("CARGO_PKG_VERSION").into(), kernel, payload, counts, rules, probes }
+        let (payload, isolation) = subject.map(|s| (s.payload, s.isolation)).unzip();
+        let weak = |(_, enforcement): &(String, Enforcement)| enforcement.state != RuleState::Enforced;
+        let not_enforced = isolation.unwrap_or_default().into_iter().filter(weak).collect();
+        Self {
+            version: VERSION,
+            agent: env!("CARGO_PKG_VERSION").into(),
+            kernel,
+            payload,
+            not_enforced,
+            counts,
+            rules,
+            probes,
+        }
     }
 
     /// Whether nothing is broken.
@@ -130,6 +165,15 @@ impl fmt::Display for Report {
         writeln!(f)?;
         for finding in &self.probes {
             writeln!(f, "{:<20} {:<10}  {}", finding.probe, finding.outcome.as_str(), finding.detail)?;
+        }
+        if !self.not_enforced.is_empty() {
+            writeln!(f, "\nThe agent's own record of this sandbox, as far as it is less than enforced:")?;
+        }
+        let mut weak: Vec<_> =
+            self.not_enforced.iter().map(|(id, enforcement)| (RuleId::new(id), enforcement)).collect();
+        weak.sort_by(|a, b| a.0.cmp(&b.0));
+        for (RuleId(_, id), Enforcement { state, how }) in weak {
+            writeln!(f, "{id:<10} {:<10}  {how}", state_name(*state))?;
         }
         let Counts { held, broken, not_tested } = self.counts;
         writeln!(
