@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{PEER, World, agent, network, text};
+use common::{Host, PEER, World, agent, network, text};
 use guest_agent::{
     selftest::{
         Finding, Orders, Outcome, client,
@@ -214,8 +214,8 @@ fn a_survivor_outside_of_a_sandbox_is_found() {
     let finding = probe("survivors", &[], &Orders { token: token.clone(), ..Orders::default() });
     assert_eq!(finding.outcome, Outcome::NotTested, "{}", finding.detail);
     let word = survivor(&token);
-    // Its parent has ended; it has not.
-    assert!(client::lives(&word), "it is what the client would report as broken");
+    // Its parent has ended; it has not. The kernel lets a process go on a moment before its arguments can be seen.
+    common::wait_for("what the client would report as broken", || client::lives(&word));
     let holds = |pid: &String| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).split('\0').any(|argument| argument == word)
@@ -249,6 +249,12 @@ fn packets_that_no_filter_stops_are_seen_to_leave() {
     for verdict in judge(&seen, PortBlock { first: own, last: own }) {
         assert_eq!(verdict.outcome, Outcome::Broken, "{} {seen:?}", verdict.detail);
     }
+}
+
+/// The host has the record; the agent's own are older.
+fn wait_for_its_payload(host: &Host) {
+    let ours = |start: &vestigo_model::PayloadClaim| start.user.issuer.as_str() == "vestigo:selftest";
+    common::wait_for("a payload of the selftest", || host.starts().iter().any(ours));
 }
 
 fn selftest(world: &World) -> Command {
@@ -330,6 +336,33 @@ fn an_ordinary_user_gets_the_same_answers_but_for_what_only_root_can_see() {
 }
 
 #[test]
+fn a_selftest_that_is_told_to_end_leaves_nothing() {
+    let world = World::start("");
+    let host = world.host();
+    world.wait_connected();
+    // While the acknowledgement of its first payload is held back.
+    host.hold.store(true, Ordering::SeqCst);
+    let mut run = selftest(&world).stdout(Stdio::null()).spawn().unwrap();
+    wait_for_its_payload(&host);
+    let own = format!("vestigo-{}-", run.id());
+    let left = || {
+        let entries = fs::read_dir("/tmp").unwrap().flatten().map(|e| e.file_name().display().to_string());
+        entries.filter(|name| name.starts_with(&own)).collect::<Vec<_>>()
+    };
+    let names = left();
+    assert!(!names.is_empty(), "baits are laid");
+    let token = names[0].split("-pilot").next().unwrap().to_owned();
+    assert!(Segment::find(key(&token, "pilot")).is_ok() && client::lives(&mark(&token, "pilot")));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(run.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(143));
+    assert_eq!(left(), Vec::<String>::new());
+    assert!(Segment::find(key(&token, "pilot")).is_err() && !client::lives(&mark(&token, "pilot")));
+    host.hold.store(false, Ordering::SeqCst);
+    common::wait_for("its payloads' end", || world.status().payloads.is_empty());
+}
+
+#[test]
 fn refusals_and_wrong_calls_have_their_codes() {
     let world = World::start("ack_timeout = 0.3");
     let output = selftest(&world).output().unwrap();
@@ -357,7 +390,7 @@ fn an_agent_that_does_not_answer_is_noticed() {
     // A bomb's payload is asked for; its acknowledgement is held back, and meanwhile the daemon is stopped for 3 s.
     host.hold.store(true, Ordering::SeqCst);
     let run = selftest(&world).args(["--only", "agent-answers"]).stdout(Stdio::piped()).spawn().unwrap();
-    common::wait_for("the request", || !host.book.lock().unwrap().records.is_empty());
+    wait_for_its_payload(&host);
     let daemon = nix::unistd::Pid::from_raw(world.daemon.id().cast_signed());
     nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGSTOP).unwrap();
     std::thread::sleep(Duration::from_secs(3));

@@ -7,13 +7,14 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::{SigSet, Signal};
 use vestigo_model::Exit;
 
 use super::{
@@ -106,18 +107,54 @@ pub fn examine(options: &Selftest) -> Result<Report, Refusal> {
     let program = Program::find()?;
     let start = Start { socket: &options.socket, program: &program, vo: &options.vo };
     let token = format!("vestigo-{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
-    let bait = Bait::lay(&token);
+    let bait = Kept::lay(&token)?;
     let mut orders = bait.orders();
     orders.sockets.push(options.socket.clone());
     orders.shown = shown(options);
     orders.peer = options.peer.or_else(gateway);
     let (mut findings, subject) = attack(&start, &wanted, orders)?;
+    drop(bait);
     findings.extend(after(&start, &wanted, &token)?);
     findings.extend(limited(&start, &wanted, &token)?);
     let order = |finding: &Finding| probes::all().position(|probe| probe.name == finding.probe);
     findings.sort_by_key(order);
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     Ok(Report::new(kernel, subject, findings))
+}
+
+/// Signals that would end the selftest.
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The baits, taken up again also when a signal ends the selftest before its time. Its payloads end with its connections.
+struct Kept(Arc<Mutex<Option<Bait>>>);
+
+impl Kept {
+    fn lay(token: &str) -> Result<Self, Refusal> {
+        let mut mask = SigSet::empty();
+        ENDING.into_iter().for_each(|signal| mask.add(signal));
+        // Before any other thread: all of them are to leave these signals to the one that waits.
+        mask.thread_block().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
+        let kept = Arc::new(Mutex::new(Some(Bait::lay(token))));
+        let shared = Arc::clone(&kept);
+        std::thread::spawn(move || {
+            if let Ok(signal) = mask.wait() {
+                drop(shared.lock().unwrap_or_else(PoisonError::into_inner).take());
+                std::process::exit(128 + signal as i32);
+            }
+        });
+        Ok(Self(kept))
+    }
+
+    fn orders(&self) -> Orders {
+        let bait = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        bait.as_ref().map(Bait::orders).unwrap_or_default()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 /// What payloads see besides the usual: this program, and what the agent's configuration names if it can be read.
