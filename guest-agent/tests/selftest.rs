@@ -287,6 +287,16 @@ fn all_holds_in_a_real_sandbox() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(output.status.success() && report["version"] == 1 && report["counts"]["broken"] == 0, "{report:#}");
     assert!(started.elapsed() < Duration::from_secs(60), "it took {:?}", started.elapsed());
+    // All baits were there: what is not there cannot be found.
+    let detail = |name: &str| {
+        let probe = probes.iter().find(|probe| probe["probe"] == name).unwrap();
+        probe["detail"].as_str().unwrap().to_owned()
+    };
+    for name in ["shared-memory", "message-queues", "abstract-sockets", "signals"] {
+        assert!(detail(name).starts_with("none of 2 "), "{name}: {}", detail(name));
+    }
+    assert!(detail("residue-files").starts_with("none of 4 "), "{}", detail("residue-files"));
+    assert!(detail("residue-ipc").starts_with("none of 3 "), "{}", detail("residue-ipc"));
     // The record says who it was.
     let starts = host.starts();
     assert!(starts.iter().all(|start| start.user.issuer.as_str() == "vestigo:selftest"), "{starts:?}");

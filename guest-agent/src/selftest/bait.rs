@@ -12,8 +12,8 @@ use nix::{ifaddrs::getifaddrs, mqueue::mq_unlink, sys::socket::SockaddrStorage, 
 
 use super::{
     Orders, VERB,
-    inside::{Talk, key, mark, queue},
-    probes::{LEFT, namespaces_of},
+    inside::{Talk, mark, queue},
+    probes::namespaces_of,
 };
 
 /// Files and folders of the VM that no payload sees.
@@ -53,26 +53,24 @@ impl Bait {
         }
     }
 
-    /// Where everything is, with what the other payload has.
+    /// Where everything is.
     #[must_use]
     pub fn orders(&self) -> Orders {
         let pid = |child: &Child| i32::try_from(child.id()).ok();
         let own = i32::try_from(std::process::id()).ok();
         let of_vm = VM.into_iter().filter(|path| Path::new(path).exists());
-        let theirs = LEFT.map(|folder| Path::new(folder).join(mark(&self.token, "victim")));
-        Orders {
+        let mut orders = Orders {
             token: self.token.clone(),
-            files: self.files.iter().cloned().chain(theirs).chain(of_vm.map(PathBuf::from)).collect(),
+            files: of_vm.map(PathBuf::from).collect(),
             pids: self.child.as_ref().and_then(pid).into_iter().chain(own).collect(),
-            keys: ["pilot", "victim"].map(|whose| key(&self.token, whose)).into(),
-            queues: ["pilot", "victim"].map(|whose| queue(&self.token, whose)).into(),
-            names: ["pilot", "victim"].map(|whose| mark(&self.token, whose)).into(),
             sockets: self.socket.iter().map(|(path, _)| path.clone()).collect(),
             vm: self.addresses(),
             namespaces: namespaces_of("self"),
             hostname: gethostname().map(|name| name.display().to_string()).unwrap_or_default(),
             ..Orders::default()
-        }
+        };
+        self.talk.laid(self.files.clone()).add_to(&mut orders, "pilot");
+        orders
     }
 
     /// Every address of the VM with the ports that listen on all of them.

@@ -23,7 +23,7 @@ use super::{
     broken,
     cli::Selftest,
     held,
-    inside::{Done, Farewell, Ready, key, mark, queue},
+    inside::{Done, Farewell, Laid, Ready},
     not_tested,
     payload::{Payload, Program, SHOWN, Start, status},
     probes::{self, Probe, Stage, survivor},
@@ -112,9 +112,9 @@ pub fn examine(options: &Selftest) -> Result<Report, Refusal> {
     orders.sockets.push(options.socket.clone());
     orders.shown = shown(options);
     orders.peer = options.peer.or_else(gateway);
-    let (mut findings, subject) = attack(&start, &wanted, orders)?;
+    let Attack { mut findings, subject, left } = attack(&start, &wanted, orders)?;
     drop(bait);
-    findings.extend(after(&start, &wanted, &token)?);
+    findings.extend(after(&start, &wanted, &token, &left)?);
     findings.extend(limited(&start, &wanted, &token)?);
     let order = |finding: &Finding| probes::all().position(|probe| probe.name == finding.probe);
     findings.sort_by_key(order);
@@ -176,23 +176,32 @@ fn gateway() -> Option<Ipv4Addr> {
     gateways.find(|gateway| *gateway != 0).map(|gateway| Ipv4Addr::from(gateway.to_le_bytes()))
 }
 
+/// What came of the payload that tries everything.
+#[derive(Default)]
+struct Attack {
+    findings: Vec<Finding>,
+    subject: Option<Subject>,
+    left: Laid,
+}
+
 /// The payload that tries everything, beside one with baits.
-fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<(Vec<Finding>, Option<Subject>), Refusal> {
+fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<Attack, Refusal> {
     let probes = wanted.at(Stage::Attack);
     if probes.is_empty() && wanted.at(Stage::After).is_empty() {
-        return Ok((Vec::new(), None));
+        return Ok(Attack::default());
     }
     let mut victim = start.payload(VICTIM, "victim", Limits::default(), &orders)?;
     let ready = victim.line::<Ready>(SILENCE);
     orders.probes = names(&probes);
-    if let Some(Ready { address, port, .. }) = &ready {
+    if let Some(Ready { address, port, laid }) = &ready {
+        laid.add_to(&mut orders, "victim");
         orders.foreign_address = *address;
         orders.foreign_port = victim.ports().map(|ports| ports.first);
         orders.neighbours = address.zip(*port).map(SocketAddr::from).into_iter().collect();
     }
     let watch = Watch::start(&orders.token);
     let mut attacker = start.payload(ATTACKER, "run", Limits::default(), &orders)?;
-    let mut findings = collect(&mut attacker, &probes);
+    let (mut findings, left) = collect(&mut attacker, &probes);
     let survivors = survivors(&mut attacker, &orders.token);
     replace(&mut findings, "survivors", survivors);
     match watch {
@@ -212,14 +221,17 @@ fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<(Vec
     }
     hear(&mut victim, ready.as_ref(), &mut findings);
     let isolation = std::mem::take(&mut attacker.isolation);
-    Ok((findings, Some(Subject { payload: attacker.uid.to_string(), isolation })))
+    let subject = Subject { payload: attacker.uid.to_string(), isolation };
+    Ok(Attack { findings, subject: Some(subject), left })
 }
 
-/// Its findings; a probe without one is broken.
-fn collect(payload: &mut Payload, probes: &[&'static Probe]) -> Vec<Finding> {
+/// Its findings, and what it leaves; a probe without a finding is broken.
+fn collect(payload: &mut Payload, probes: &[&'static Probe]) -> (Vec<Finding>, Laid) {
     let mut findings: Vec<Finding> = Vec::new();
+    let mut left = Laid::default();
     while let Some(line) = payload.raw_line(SILENCE) {
-        if serde_json::from_str::<Done>(&line).is_ok() {
+        if let Ok(done) = serde_json::from_str::<Done>(&line) {
+            left = done.left;
             break;
         }
         if let Ok(finding) = serde_json::from_str::<Finding>(&line) {
@@ -233,7 +245,7 @@ fn collect(payload: &mut Payload, probes: &[&'static Probe]) -> Vec<Finding> {
         .map(|probe| probe.silent(Outcome::Broken, "the payload ended or fell silent before this probe answered"))
         .collect();
     findings.extend(missing);
-    findings
+    (findings, left)
 }
 
 /// Only where it was asked for.
@@ -286,22 +298,15 @@ fn hear(victim: &mut Payload, ready: Option<&Ready>, findings: &mut [Finding]) {
 }
 
 /// A payload that comes after the first, and finds nothing of it.
-fn after(start: &Start<'_>, wanted: &Wanted, token: &str) -> Result<Vec<Finding>, Refusal> {
+fn after(start: &Start<'_>, wanted: &Wanted, token: &str, left: &Laid) -> Result<Vec<Finding>, Refusal> {
     let probes = wanted.at(Stage::After);
     if probes.is_empty() {
         return Ok(Vec::new());
     }
-    let gone = ["victim", "residue"];
-    let orders = Orders {
-        token: token.to_owned(),
-        probes: names(&probes),
-        keys: gone.map(|whose| key(token, whose)).into(),
-        queues: gone.map(|whose| queue(token, whose)).into(),
-        names: gone.map(|whose| mark(token, whose)).into(),
-        ..Orders::default()
-    };
+    let mut orders = Orders { token: token.to_owned(), probes: names(&probes), ..Orders::default() };
+    left.add_to(&mut orders, "residue");
     let mut payload = start.payload(VICTIM, "run", Limits::default(), &orders)?;
-    let findings = collect(&mut payload, &probes);
+    let (findings, _) = collect(&mut payload, &probes);
     let _ = payload.end();
     Ok(findings)
 }
@@ -353,7 +358,7 @@ fn bomb(start: &Start<'_>, probe: &'static Probe, token: &str) -> Result<Finding
         }
         Err(refusal) => return Err(refusal),
     };
-    let said = collect(&mut payload, &[probe]).into_iter().next();
+    let said = collect(&mut payload, &[probe]).0.into_iter().next();
     let (exit, usage) = payload.end()?;
     let killed = exit == Exit::Signal(nix::libc::SIGKILL) && usage.oom_kills.is_some_and(|kills| kills > 0);
     Ok(match said {

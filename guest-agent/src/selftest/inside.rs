@@ -12,7 +12,7 @@ use std::{
             process::ExitStatusExt,
         },
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -54,6 +54,30 @@ pub enum Role {
     Linger,
 }
 
+/// Baits that could be laid. One that could not proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Laid {
+    /// Files.
+    pub files: Vec<PathBuf>,
+    /// A shared memory segment.
+    pub segment: bool,
+    /// A message queue.
+    pub queue: bool,
+    /// An abstract socket.
+    pub socket: bool,
+}
+
+impl Laid {
+    /// Tells a prober where they are.
+    pub fn add_to(&self, orders: &mut Orders, whose: &str) {
+        let token = orders.token.clone();
+        orders.files.extend(self.files.iter().cloned());
+        orders.keys.extend(self.segment.then(|| key(&token, whose)));
+        orders.queues.extend(self.queue.then(|| queue(&token, whose)));
+        orders.names.extend(self.socket.then(|| mark(&token, whose)));
+    }
+}
+
 /// The victim's first line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
@@ -61,8 +85,8 @@ pub struct Ready {
     pub address: Option<Ipv4Addr>,
     /// A port that it listens on.
     pub port: Option<u16>,
-    /// Baits that could be laid.
-    pub baits: usize,
+    /// What else it has.
+    pub laid: Laid,
 }
 
 /// The victim's last line.
@@ -73,10 +97,12 @@ pub struct Farewell {
 }
 
 /// The attacker's last line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// Probes that were run.
     pub done: usize,
+    /// What it leaves behind.
+    pub left: Laid,
 }
 
 /// Runs a role. The result is the process's exit code.
@@ -127,12 +153,12 @@ fn everything() -> io::Result<()> {
         say(&apart(probe, &orders))?;
         done += 1;
     }
-    let left = leave(&orders.token);
-    say(&Done { done })?;
+    let (left, talk) = leave(&orders.token, "residue");
+    say(&Done { done, left })?;
     // What was left behind has to be alive until this payload ends.
     until_end_of_input();
     // The queue and the segment are meant to stay.
-    std::mem::forget(left);
+    std::mem::forget(talk);
     Ok(())
 }
 
@@ -241,34 +267,33 @@ impl Talk {
         }
     }
 
-    pub(crate) fn count(&self) -> usize {
-        usize::from(self.segment.is_some()) + usize::from(self.queue.is_some()) + usize::from(self.socket.is_some())
+    pub(crate) fn laid(&self, files: Vec<PathBuf>) -> Laid {
+        Laid { files, segment: self.segment.is_some(), queue: self.queue.is_some(), socket: self.socket.is_some() }
     }
 }
 
-/// Puts things where the next payload could find them.
-fn leave(token: &str) -> Talk {
-    for folder in probes::LEFT {
-        let _ = std::fs::write(Path::new(folder).join(mark(token, "residue")), "left behind");
-    }
-    Talk::open(token, "residue")
+/// Puts things where others could find them.
+fn leave(token: &str, whose: &str) -> (Laid, Talk) {
+    let paths = probes::LEFT.into_iter().map(|folder| Path::new(folder).join(mark(token, whose)));
+    let files = paths.filter(|path| std::fs::write(path, "a secret").is_ok()).collect();
+    let talk = Talk::open(token, whose);
+    (talk.laid(files), talk)
 }
 
 fn victim() -> io::Result<()> {
     let orders = orders()?;
     let token = &orders.token;
-    let files = probes::LEFT.map(|folder| std::fs::write(Path::new(folder).join(mark(token, "victim")), "a secret"));
-    let talk = Talk::open(token, "victim");
+    let (laid, talk) = leave(token, "victim");
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).ok();
     let mut child = Command::new("/proc/self/exe");
     child.args([VERB, "linger", &mark(token, "victim")]).env("SECRET", mark(token, "victim"));
     let mut child = child.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let port = listener.as_ref().and_then(|listener| Some(listener.local_addr().ok()?.port()));
-    let baits = files.iter().filter(|made| made.is_ok()).count() + talk.count();
-    say(&Ready { address: address(), port, baits })?;
+    say(&Ready { address: address(), port, laid })?;
     until_end_of_input();
     let _ = child.kill();
     let _ = child.wait();
+    drop(talk);
     let touched = listener.map_or(0, |listener| count(&listener));
     say(&Farewell { touched })
 }
