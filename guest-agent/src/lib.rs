@@ -10,6 +10,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod detail;
 pub mod environment;
 pub mod explain;
 pub mod identity;

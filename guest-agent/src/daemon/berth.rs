@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -185,8 +185,14 @@ impl Berth {
 
     /// How to reach what runs here.
     pub(super) fn reach(&self) -> Option<Hit> {
-        let line = self.leased.line.as_ref()?.plan.clone();
-        Some(Hit { killer: self.sandbox.killer(), tree: self.group.as_ref().map(|group| group.tree().clone()), line })
+        let Line { plan, namespace, .. } = self.leased.line.as_ref()?;
+        let watched = self.leased.state.config.detail().and_then(|_| namespace.fd().try_clone_to_owned().ok());
+        Some(Hit {
+            killer: self.sandbox.killer(),
+            tree: self.group.as_ref().map(|group| group.tree().clone()),
+            line: plan.clone(),
+            namespace: watched.map(Arc::new),
+        })
     }
 
     /// The payload's uid and gid in the VM.
