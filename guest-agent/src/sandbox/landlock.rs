@@ -136,6 +136,8 @@ fn known(abi: u32) -> ABI {
 
 fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Result<RulesetCreated, LandlockError> {
     let open = PathFd::new(path).map_err(|source| LandlockError::Path { path: path.to_owned(), source })?;
+    // A payload may be shown a single file: of that, the kernel takes no rights that only a folder can give.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(ABI::V7) };
     Ok(rules.add_rule(PathBeneath::new(open, access))?)
 }
 
