@@ -3,9 +3,9 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vestigo_model::{Label, PayloadId, PilotId, Vo};
+use vestigo_model::{Label, PayloadId, PilotId, Trust, Vo};
 
-use crate::protocol::SOCKET;
+use crate::{cgroup::Millicores, protocol::SOCKET};
 
 /// Isolates every user payload in a VM and tells the hypervisor who it is.
 #[derive(Debug, Parser)]
@@ -50,38 +50,116 @@ pub struct Daemon {
 }
 
 /// What stands behind the user's name.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TrustArg {
+    /// The user's own signature over this task
+    SignedByUser,
+    /// A verified token of the user
+    AssertedByToken,
     /// The pilot says so
     AssertedByVo,
 }
 
-/// Options of `exec`.
+impl From<TrustArg> for Trust {
+    fn from(arg: TrustArg) -> Self {
+        match arg {
+            TrustArg::SignedByUser => Self::SignedByUser,
+            TrustArg::AssertedByToken => Self::AssertedByToken,
+            TrustArg::AssertedByVo => Self::AssertedByVo,
+        }
+    }
+}
+
+/// Whose payload it is.
 #[derive(Debug, Args)]
-pub struct Exec {
+pub struct Identity {
     /// The VO's name for the work unit
     #[arg(long, value_name = "ID")]
     pub payload_id: PayloadId,
-    /// The user's name, as the issuer knows it
-    #[arg(long, value_name = "SUBJECT")]
-    pub user_subject: Label,
+    /// The user's name, as the issuer knows it; may be left out beside a signed task or a verified token
+    #[arg(long, value_name = "SUBJECT", requires = "user_issuer")]
+    pub user_subject: Option<Label>,
     /// Who vouches for the user
-    #[arg(long, value_name = "ISSUER")]
-    pub user_issuer: Label,
+    #[arg(long, value_name = "ISSUER", requires = "user_subject")]
+    pub user_issuer: Option<Label>,
     /// The virtual organisation
     #[arg(long)]
     pub vo: Vo,
     /// The pilot job [default: $VESTIGO_PILOT_ID, else uid:<caller's uid>]
     #[arg(long, value_name = "ID")]
     pub pilot_id: Option<PilotId>,
-    /// What stands behind the user's name
-    #[arg(long, value_enum, default_value_t = TrustArg::AssertedByVo)]
-    pub trust: TrustArg,
+    /// What must stand behind the user's name; else the strongest evidence that is given counts
+    #[arg(long, value_enum)]
+    pub trust: Option<TrustArg>,
+    /// The user's signed statement of this task
+    #[arg(long, value_name = "FILE")]
+    pub task: Option<PathBuf>,
+    /// Its signature [default: the statement's name with .sig]
+    #[arg(long, value_name = "FILE", requires = "task")]
+    pub task_signature: Option<PathBuf>,
+    /// A bearer token for the payload, which finds it by BEARER_TOKEN_FILE
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// What is opened in the sandbox, or added to it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Openings {
     /// A folder of the caller's to be the payload's home instead of an empty one; it is not removed
     #[arg(long, value_name = "DIR")]
     pub work: Option<PathBuf>,
+    /// Another operating system's root folder instead of the VM's programs, read-only
+    #[arg(long, value_name = "DIR")]
+    pub rootfs: Option<PathBuf>,
+    /// A folder or file of the caller's that the payload may write to (repeatable)
+    #[arg(long, value_name = "SRC[:DST]")]
+    pub bind: Vec<String>,
+    /// A folder or file, read-only (repeatable)
+    #[arg(long, value_name = "SRC[:DST]")]
+    pub ro_bind: Vec<String>,
+    /// An empty folder in memory (repeatable)
+    #[arg(long, value_name = "DST")]
+    pub tmpfs: Vec<PathBuf>,
+    /// User namespaces and mounts in them, for payloads that run a container tool; no network namespaces
+    #[arg(long)]
+    pub nested: bool,
+    /// Where it starts [default: its home]
+    #[arg(long, visible_alias = "pwd", value_name = "DIR")]
+    pub chdir: Option<PathBuf>,
+    /// Host name inside [default: payload]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Most memory, in bytes or with K, M, G
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub memory: Option<u64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N")]
+    pub pids: Option<u32>,
+    /// Most processors, as 1.5
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<Millicores>,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is no size; write bytes, or a number with K, M or G");
+    let (digits, factor) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => (digits, 1u64 << (10 * (1 + "KMG".find(text.chars().last().unwrap_or('K')).unwrap_or(0)))),
+        None => (text, 1),
+    };
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Whose
+    #[command(flatten)]
+    pub identity: Identity,
+    /// In what
+    #[command(flatten)]
+    pub openings: Openings,
     /// A variable for the payload (repeatable); it inherits none
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, visible_alias = "setenv", value_name = "KEY=VALUE")]
     pub env: Vec<String>,
     /// Write what happens to this descriptor, one JSON object per line
     #[arg(long, value_name = "N")]
@@ -103,4 +181,15 @@ pub struct StatusArgs {
     /// The daemon's socket
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     pub socket: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!((size("512"), size("2K"), size("3M"), size("1G")), (Ok(512), Ok(2048), Ok(3 << 20), Ok(1 << 30)));
+        assert!(size("").is_err() && size("G").is_err() && size("1T").is_err() && size("99999999999G").is_err());
+    }
 }

@@ -3,12 +3,12 @@
 
 use std::{
     env, fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        unix::net::UnixStream,
     },
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -19,12 +19,14 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
     },
 };
-use vestigo_model::{Exit, PilotId, Trust, User};
+use vestigo_model::{Exit, PilotId, User};
 
 use crate::{
-    cli::{Exec, StatusArgs},
-    protocol::{ExecRequest, Message, Refusal, Reply, Request, code},
-    shape::Shape,
+    cgroup::Limits,
+    cli::{Exec, Openings, StatusArgs},
+    identity::{discovery, sshsig, task},
+    protocol::{ExecRequest, Message, Refusal, Reply, Request, Secret, Signed, code},
+    shape::{Bind, Shape},
     wire::{Channel, WireError},
 };
 
@@ -47,12 +49,12 @@ pub fn exec(options: Exec) -> u8 {
 fn try_exec(options: Exec) -> Result<u8, Refusal> {
     let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let mut status = options.json_status_fd.map(status_file).transpose()?;
-    let work = options.work.as_deref().map(open_work).transpose()?;
     let socket = options.socket.clone();
-    let request = request(options)?;
+    let (shape, files) = shape(&options.openings)?;
+    let request = request(options, shape)?;
     // Last: the daemon does not wait long for what a connection wants.
     let mut daemon = connect(&socket)?;
-    send(&mut daemon, &request, work.as_ref())?;
+    send(&mut daemon, request, &files)?;
     loop {
         forward_signals(&mut daemon, &signals)?;
         let reply = match daemon.receive::<Reply>() {
@@ -65,6 +67,9 @@ fn try_exec(options: Exec) -> Result<u8, Refusal> {
         match reply {
             Reply::Started { .. } | Reply::Status(_) => {}
             Reply::Refused { code, reason } => return Err(Refusal { code, reason }),
+            Reply::Ended { banned: Some(ban), .. } => {
+                return Err(Refusal::policy(format!("the payload was killed by the hypervisor's ban: {ban}")));
+            }
             Reply::Ended { exit, .. } => return Ok(exit_code(exit)),
         }
     }
@@ -94,12 +99,51 @@ fn write_status(file: &mut fs::File, reply: &Reply) -> Result<(), Refusal> {
     file.write_all(&line).map_err(|e| Refusal::caller(format!("the status document cannot be written: {e}")))
 }
 
-/// With the caller's own rights; the daemon gets a descriptor and never looks the path up.
-fn open_work(path: &Path) -> Result<OwnedFd, Refusal> {
-    let flags = libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path);
-    file.map(Into::into)
-        .map_err(|e| Refusal::caller(format!("--work {}: {e}; give a folder of your own", path.display())))
+/// What is opened in the sandbox, and the files for it in their order: opened with the caller's own rights, so that the daemon never
+/// looks a path up.
+///
+/// # Errors
+/// A sentence for the caller.
+pub fn shape(openings: &Openings) -> Result<(Shape, Vec<OwnedFd>), Refusal> {
+    let mut files = Vec::new();
+    for (name, folder) in [("--rootfs", &openings.rootfs), ("--work", &openings.work)] {
+        if let Some(folder) = folder {
+            files.push(open(folder).map_err(|e| {
+                Refusal::caller(format!("{name} {}: {e}; give a folder that you can read", folder.display()))
+            })?);
+        }
+    }
+    let mut binds = Vec::new();
+    for (writable, texts) in [(true, &openings.bind), (false, &openings.ro_bind)] {
+        for text in texts {
+            let (source, target) = text.split_once(':').unwrap_or((text, text));
+            let source = Path::new(source);
+            files.push(open(source).map_err(|e| {
+                Refusal::caller(format!("{}: {e}; bind a folder or file that you can read", source.display()))
+            })?);
+            binds.push(Bind { target: target.into(), writable });
+        }
+    }
+    let shape = Shape {
+        rootfs: openings.rootfs.is_some(),
+        work: openings.work.is_some(),
+        binds,
+        tmpfs: openings.tmpfs.clone(),
+        nested: openings.nested,
+        directory: openings.chdir.clone(),
+        hostname: openings.hostname.clone(),
+        limits: Limits { memory: openings.memory, pids: openings.pids, cpu: openings.cpus },
+    };
+    Ok((shape, files))
+}
+
+/// Not more than needed: opening a device or a queue would do something, or wait.
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let about = fs::metadata(path)?;
+    if !about.is_dir() && !about.is_file() {
+        return Err(io::Error::other("neither a folder nor a file"));
+    }
+    fs::File::open(path).map(Into::into)
 }
 
 fn connect(socket: &Path) -> Result<Channel, Refusal> {
@@ -112,12 +156,17 @@ fn connect(socket: &Path) -> Result<Channel, Refusal> {
     Ok(Channel::new(stream))
 }
 
-fn request(options: Exec) -> Result<ExecRequest, Refusal> {
+fn request(options: Exec, shape: Shape) -> Result<ExecRequest, Refusal> {
     let text = |text: std::ffi::OsString| {
         text.into_string()
             .map_err(|bad| Refusal::caller(format!("{} is not UTF-8; the record could not hold it", bad.display())))
     };
-    let pilot = match options.pilot_id {
+    let pair = |text: &String| {
+        let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        pair.ok_or_else(|| Refusal::caller(format!("--env {text}: write it as KEY=VALUE")))
+    };
+    let identity = options.identity;
+    let pilot = match identity.pilot_id {
         Some(pilot) => Some(pilot),
         None => env::var("VESTIGO_PILOT_ID")
             .ok()
@@ -125,27 +174,56 @@ fn request(options: Exec) -> Result<ExecRequest, Refusal> {
             .transpose()
             .map_err(|e| Refusal::caller(format!("VESTIGO_PILOT_ID: {e}")))?,
     };
-    let pair = |text: &String| {
-        let pair = text.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-        pair.ok_or_else(|| Refusal::caller(format!("--env {text}: write it as KEY=VALUE")))
+    let token = identity.token_file.as_deref().map(token).transpose()?;
+    // Only a token could be one of them.
+    let pilot_tokens = match token {
+        Some(_) => discovery::own_marks()
+            .map_err(|e| Refusal::caller(format!("your own token cannot be read to tell it apart: {e}")))?,
+        None => Vec::new(),
     };
     Ok(ExecRequest {
-        payload: options.payload_id,
-        user: User { issuer: options.user_issuer, subject: options.user_subject },
-        vo: options.vo,
+        payload: identity.payload_id,
+        user: identity.user_issuer.zip(identity.user_subject).map(|(issuer, subject)| User { issuer, subject }),
+        vo: identity.vo,
         pilot,
-        trust: Trust::AssertedByVo,
+        trust: identity.trust.map(Into::into),
+        task: identity.task.map(|task| signed(&task, identity.task_signature.as_deref())).transpose()?,
+        token,
+        pilot_tokens,
         command: options.command.into_iter().map(text).collect::<Result<_, _>>()?,
         env: options.env.iter().map(pair).collect::<Result<_, _>>()?,
-        shape: Shape { work: options.work.is_some(), ..Shape::default() },
+        shape,
     })
 }
 
-fn send(daemon: &mut Channel, request: &ExecRequest, work: Option<&OwnedFd>) -> Result<(), Refusal> {
+fn token(path: &Path) -> Result<Secret, Refusal> {
+    let bad = |e: String| Refusal::caller(format!("--token-file {}: {e}", path.display()));
+    let bytes = discovery::read_token(path).map_err(|e| bad(e.to_string()))?;
+    String::from_utf8(bytes).map(Secret).map_err(|_| bad("not text, so it is no token".into()))
+}
+
+fn signed(task: &Path, signature: Option<&Path>) -> Result<Signed, Refusal> {
+    let beside = || {
+        let mut name = task.as_os_str().to_owned();
+        name.push(".sig");
+        PathBuf::from(name)
+    };
+    let signature = signature.map_or_else(beside, Path::to_owned);
+    let read = |path: &Path, most: usize| {
+        let bad = |e: String| Refusal::caller(format!("{}: {e}; see `guest-agent task --help`", path.display()));
+        let file = fs::File::open(path).map_err(|e| bad(e.to_string()))?;
+        let mut text = String::new();
+        file.take(most as u64 + 1).read_to_string(&mut text).map_err(|e| bad(e.to_string()))?;
+        if text.len() > most { Err(bad(format!("longer than {most} bytes"))) } else { Ok(text) }
+    };
+    Ok(Signed { statement: read(task, task::MAX_STATEMENT)?, signature: read(&signature, sshsig::MAX_SIGNATURE)? })
+}
+
+fn send(daemon: &mut Channel, request: ExecRequest, files: &[OwnedFd]) -> Result<(), Refusal> {
     let (input, output, error) = (io::stdin(), io::stdout(), io::stderr());
     let mut fds: Vec<BorrowedFd<'_>> = vec![input.as_fd(), output.as_fd(), error.as_fd()];
-    fds.extend(work.map(AsFd::as_fd));
-    match daemon.send(&Request::Exec(Box::new(request.clone())), &fds) {
+    fds.extend(files.iter().map(AsFd::as_fd));
+    match daemon.send(&Request::Exec(Box::new(request)), &fds) {
         Ok(()) => Ok(()),
         Err(WireError::TooLong) => {
             Err(Refusal::caller("command and environment are longer than 256 KiB; put them into a file"))

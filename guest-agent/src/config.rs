@@ -9,7 +9,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use vestigo_model::settings::{self, Mistake};
+use vestigo_model::{
+    Label,
+    settings::{self, Mistake},
+};
 
 use crate::{
     cgroup::{Cgroups, Limits, Millicores, Part},
@@ -149,6 +152,18 @@ pub struct Config {
     /// Most processors of one payload, as `"1.5"`; all when absent.
     #[serde(deserialize_with = "cores")]
     pub cpus: Option<Millicores>,
+    /// OpenSSH `allowed_signers` of users whose signed tasks are believed.
+    pub allowed_signers: Option<PathBuf>,
+    /// Public keys that are not believed any more, one a line.
+    pub revoked_keys: Option<PathBuf>,
+    /// Folder with the keys of token issuers, one JSON file each.
+    pub token_keys: Option<PathBuf>,
+    /// Names under which signed tasks may address this VM (its site, its VO).
+    pub audience: Vec<Label>,
+    /// Hours that a payload's token may still be good for.
+    pub token_max_hours: u32,
+    /// Whether a payload may have a token that is no JWT, of which nothing can be known.
+    pub opaque_tokens: bool,
     /// Name of the payloads' parent cgroup below the agent's own.
     pub cgroup: String,
 }
@@ -176,6 +191,12 @@ impl Default for Config {
             memory: None,
             pids: 4096,
             cpus: None,
+            allowed_signers: None,
+            revoked_keys: None,
+            token_keys: None,
+            audience: Vec::new(),
+            token_max_hours: 24,
+            opaque_tokens: false,
             cgroup: "vestigo".into(),
         }
     }
@@ -287,6 +308,12 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// How long a payload's token may still be good for.
+    #[must_use]
+    pub fn token_life(&self) -> Duration {
+        Duration::from_secs(u64::from(self.token_max_hours) * 3600)
     }
 
     /// What a payload may use, as far as this machine can limit it.

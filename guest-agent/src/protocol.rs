@@ -1,11 +1,11 @@
 //! What `guest-agent exec` and the daemon say to each other, and the numbers that a pilot gets back.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use vestigo_model::{Exit, Lease, PayloadId, PayloadUid, PilotId, Trust, User, Vo};
+use vestigo_model::{Enforcement, Exit, Label, Lease, PayloadId, PayloadUid, PilotId, Trust, User, Vo};
 
-use crate::{cgroup::Events, shape::Shape, status::Status};
+use crate::{cgroup::Events, identity::token::TokenMark, shape::Shape, status::Status};
 
 /// Where the daemon listens.
 pub const SOCKET: &str = "/run/vestigo/agent.sock";
@@ -43,15 +43,26 @@ pub enum Request {
 pub struct ExecRequest {
     /// The VO's name for the work unit.
     pub payload: PayloadId,
-    /// Whose it is.
-    pub user: User,
+    /// Whose it is, says the pilot. Signed tasks and verified tokens say it themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
     /// The VO.
     pub vo: Vo,
     /// The pilot; without one the daemon names the caller's uid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pilot: Option<PilotId>,
-    /// What stands behind the user's name.
-    pub trust: Trust,
+    /// What must stand behind the user's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
+    /// A signed task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Signed>,
+    /// A bearer token for the payload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// The tokens that the pilot itself holds, so that it cannot hand one of them on.
+    #[serde(default)]
+    pub pilot_tokens: Vec<TokenMark>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// More environment.
@@ -60,6 +71,26 @@ pub struct ExecRequest {
     /// What it opens in the sandbox.
     #[serde(default)]
     pub shape: Shape,
+}
+
+/// A statement and its signature, as they stand in their files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signed {
+    /// The statement.
+    pub statement: String,
+    /// The signature (SSHSIG in its armour).
+    pub signature: String,
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// Later lines of a client.
@@ -85,6 +116,12 @@ pub enum Reply {
         leases: Vec<Lease>,
         /// Whether the hypervisor has the record; `false` only with `fail_mode = "open"`.
         acknowledged: bool,
+        /// Whose it is, and what stands behind the name.
+        user: User,
+        /// The kind of evidence.
+        trust: Trust,
+        /// Rule id → how it holds.
+        isolation: BTreeMap<String, Enforcement>,
     },
     /// It does not run, and why.
     Refused {
@@ -102,6 +139,9 @@ pub enum Reply {
         /// What it used, and which limits it ran into.
         #[serde(default)]
         usage: Events,
+        /// It was killed because of this ban.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        banned: Option<Label>,
     },
     /// Answer to [`Request::Status`].
     Status(Box<Status>),

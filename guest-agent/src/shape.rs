@@ -18,8 +18,7 @@ pub struct Bind {
     pub writable: bool,
 }
 
-/// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind,
-/// the token.
+/// All of it. Descriptors ride along after the standard streams in this order: the root, the work directory, one for each bind.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shape {
@@ -39,8 +38,6 @@ pub struct Shape {
     pub hostname: Option<String>,
     /// Limits other than the VM's usual ones.
     pub limits: Limits,
-    /// A bearer token for the payload rides along.
-    pub token: bool,
 }
 
 impl Shape {

@@ -12,7 +12,10 @@ use std::{
 use tracing::warn;
 use vestigo_model::{Lease, PayloadUid};
 
-use super::state::{Shared, State};
+use super::{
+    live::Hit,
+    state::{Shared, State},
+};
 use crate::{
     cgroup::{Group, Limits},
     lease::Slot,
@@ -75,7 +78,10 @@ impl Leased {
 
 impl Line {
     fn new(state: &State) -> Result<Self, Refusal> {
-        let slot = state.allocate().map_err(|e| Refusal::system(e.to_string()))?;
+        let slot = state.allocate().map_err(|error| {
+            state.small_talk.alarm(&state.link, &format!("a payload was refused: {error}"));
+            Refusal::system(error.to_string())
+        })?;
         let plan = state.plan(slot);
         match state.networks().add(&plan) {
             Ok(namespace) => Ok(Self { slot, plan, namespace }),
@@ -173,6 +179,12 @@ impl Berth {
     /// Once all processes are dead: gives its network back. Whether no connection of the payload ever left the VM.
     pub(super) fn retire(&mut self) -> bool {
         self.leased.retire()
+    }
+
+    /// How to reach what runs here.
+    pub(super) fn reach(&self) -> Option<Hit> {
+        let line = self.leased.line.as_ref()?.plan.clone();
+        Some(Hit { killer: self.sandbox.killer(), tree: self.group.as_ref().map(|group| group.tree().clone()), line })
     }
 
     /// The payload's uid and gid in the VM.

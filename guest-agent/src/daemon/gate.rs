@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -25,6 +26,7 @@ struct Count {
 #[derive(Debug)]
 pub(super) struct Gate {
     allowed: Option<Vec<u32>>,
+    payloads: Range<u32>,
     silent: usize,
     of_uid: usize,
     of_all: usize,
@@ -40,11 +42,12 @@ pub(super) struct Entry {
 }
 
 impl Gate {
-    /// `payloads`: how many can run at once, each with a connection. `allowed`: who may call besides root.
-    pub(super) fn new(payloads: u16, allowed: Option<Vec<u32>>) -> Self {
-        let payloads = usize::from(payloads);
-        let (silent, of_uid) = (SILENT.max(payloads), OF_UID + payloads);
-        Self { allowed, silent, of_uid, of_all: OF_ALL.max(2 * of_uid), counts: Mutex::default() }
+    /// `most`: how many payloads can run at once, each with a connection. `allowed`: who may call besides root. `payloads`:
+    /// uids of payloads, who never may.
+    pub(super) fn new(most: u16, allowed: Option<Vec<u32>>, payloads: Range<u32>) -> Self {
+        let most = usize::from(most);
+        let (silent, of_uid) = (SILENT.max(most), OF_UID + most);
+        Self { allowed, payloads, silent, of_uid, of_all: OF_ALL.max(2 * of_uid), counts: Mutex::default() }
     }
 
     fn counts(&self) -> MutexGuard<'_, BTreeMap<u32, Count>> {
@@ -57,6 +60,9 @@ impl Gate {
             return Err(Refusal::policy(format!(
                 "uid {uid} may not use the agent of this VM; have it added to `allow_uids` in the agent's configuration"
             )));
+        }
+        if self.payloads.contains(&uid) {
+            return Err(Refusal::policy("a payload may not start payloads; let its pilot do it"));
         }
         let mut counts = self.counts();
         let all: usize = counts.iter().filter(|(other, _)| **other != 0).map(|(_, count)| count.open).sum();
@@ -112,7 +118,7 @@ mod tests {
 
     #[test]
     fn one_uid_leaves_room_for_the_others() {
-        let gate = Arc::new(Gate::new(44, None));
+        let gate = Arc::new(Gate::new(44, None, 200_000..200_044));
         let enter = |uid: u32| {
             gate.enter(uid).map(|mut entry| {
                 entry.spoken();
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn silence_is_scarcer_than_speech() {
-        let gate = Arc::new(Gate::new(44, None));
+        let gate = Arc::new(Gate::new(44, None, 200_000..200_044));
         let mut silent: Vec<Entry> = std::iter::from_fn(|| gate.enter(1000).ok()).collect();
         assert_eq!(silent.len(), SILENT);
         assert!(gate.enter(1000).unwrap_err().reason.contains("not said what they want"));
@@ -146,8 +152,9 @@ mod tests {
 
     #[test]
     fn only_who_is_allowed_gets_in() {
-        let gate = Arc::new(Gate::new(44, Some(vec![1000])));
+        let gate = Arc::new(Gate::new(44, Some(vec![1000, 200_001]), 200_000..200_044));
         assert!(gate.enter(1000).is_ok() && gate.enter(0).is_ok());
         assert_eq!(gate.enter(1001).unwrap_err().code, code::REFUSED);
+        assert!(gate.enter(200_001).unwrap_err().reason.contains("a payload may not"));
     }
 }

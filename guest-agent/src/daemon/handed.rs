@@ -36,7 +36,6 @@ pub(super) struct Descriptors {
     rootfs: Option<Shown>,
     work: Option<Shown>,
     binds: Vec<Shown>,
-    pub token: Option<OwnedFd>,
     /// Paths that the payload may write to and that are the caller's.
     pub writable: Vec<PathBuf>,
 }
@@ -59,9 +58,8 @@ impl Descriptors {
         for Bind { target, writable } in &shape.binds {
             binds.push(Shown::check(next()?, peer, &target.display().to_string(), *writable)?);
         }
-        let token = if shape.token { Some(next()?) } else { None };
         let writable = work.iter().chain(&binds).filter(|shown| shown.writable).map(Shown::path).collect();
-        Ok(Self { stdio, rootfs, work, binds, token, writable })
+        Ok(Self { stdio, rootfs, work, binds, writable })
     }
 
     /// Everything that [`crate::sandbox::Plan`] wants for this, in its order.

@@ -1,9 +1,16 @@
 //! `guest-agent daemon`: owns leases, networks and the link; gives every request a thread.
 
+mod bans;
 mod berth;
+pub mod evidence;
+mod folders;
 mod gate;
 mod handed;
+mod live;
+mod own;
 mod payload;
+mod record;
+mod small_talk;
 mod state;
 
 use std::{
@@ -13,7 +20,10 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,11 +37,12 @@ use nix::{
 };
 use std::os::fd::AsFd;
 use tracing::{info, warn};
-use vestigo_model::{BootId, Exit, Label, link::Claim};
+use vestigo_model::{Ban, BootId, Clock, Exit, Label, PayloadUid, SystemClock, link::Claim};
 
 use self::{
+    evidence::TrustFiles,
     gate::{Entry, Gate},
-    state::{Shared, State},
+    state::{Pieces, Shared, State},
 };
 use crate::{
     cgroup::{Cgroups, Layout, Part},
@@ -87,14 +98,20 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     // A payload that eats all memory must not take the agent with it.
     let _ = fs::write("/proc/self/oom_score_adj", "-800");
     let listener = listen(&config)?;
-    let state = Arc::new(prepare(config)?);
+    let (state, bans) = prepare(config)?;
+    let state = Arc::new(state);
     info!(link = %state.config.link, fail_mode = state.config.fail_mode.as_str(), "guest-agent ready");
-    let stocker = Arc::clone(&state);
-    let stocking = std::thread::Builder::new().name("stock".into()).spawn(move || berth::keep_stocked(&stocker));
-    stocking.map_err(start("start a thread"))?;
+    let own = own::announce(&state);
+    let (stocker, obedient) = (Arc::clone(&state), Arc::clone(&state));
+    thread("stock", move || berth::keep_stocked(&stocker))?;
+    thread("bans", move || bans::obey(&obedient, &bans))?;
     serve(&state, &listener, &signals);
-    farewell(&state);
+    farewell(&state, &own);
     Ok(())
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), DaemonError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(start("start a thread"))
 }
 
 fn block_signals() -> nix::Result<SignalFd> {
@@ -127,7 +144,9 @@ fn chmod(path: &Path, mode: u32) -> Result<(), DaemonError> {
 }
 
 /// Cleans up after an earlier life, tells the host about payloads that ended with it, and sets everything up.
-fn prepare(config: Config) -> Result<State, DaemonError> {
+fn prepare(config: Config) -> Result<(State, Receiver<Vec<Ban>>), DaemonError> {
+    let trust = TrustFiles::read(&config).map_err(|e| start("read the trust files")(io::Error::other(e)))?;
+    let bans = bans::kept(&config.state_dir).map_err(start("read the bans kept"))?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(start("read the boot id"))?;
     let boot: BootId = boot.trim().parse().map_err(|e| start("read the boot id")(io::Error::other(e)))?;
     let agent = Label::new(concat!("guest-agent ", env!("CARGO_PKG_VERSION")))
@@ -139,14 +158,16 @@ fn prepare(config: Config) -> Result<State, DaemonError> {
     let template = Template { root, expose: config.expose.clone() };
     let cgroups = cgroups(&config)?;
     let forker = Forker::start(template).map_err(|e| start("prepare for sandboxes")(io::Error::other(e)))?;
+    let (told, lists) = mpsc::channel();
     let spool = worker::spool_path(&config.state_dir);
-    let (link, orphans) = Link::start(config.link.clone(), &spool, boot, agent, config.spool_bytes)
+    let (link, orphans) = Link::start(config.link.clone(), &spool, boot, agent, config.spool_bytes, told)
         .map_err(start(format!("open the spool {}", spool.display())))?;
     for uid in orphans {
         warn!(%uid, "a payload of an earlier life of the agent is recorded as lost");
         link.record(Claim::PayloadEnd { uid, exit: Exit::Lost, silent: false })?;
     }
-    State::new(config, boot, networks, link, forker, cgroups).map_err(start("restore the leases"))
+    let pieces = Pieces { networks, link, forker, cgroups, trust, bans };
+    Ok((State::new(config, boot, pieces).map_err(start("restore the leases"))?, lists))
 }
 
 /// Without groups payloads run all the same, without limits, and their records say so.
@@ -162,15 +183,18 @@ fn cgroups(config: &Config) -> Result<Option<Cgroups>, DaemonError> {
 }
 
 fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
-    let gate = Arc::new(Gate::new(state.blocks.count(), state.config.allow_uids.clone()));
+    let payloads = state.config.uid_base..state.config.uid_base + u32::from(state.blocks.count());
+    let gate = Arc::new(Gate::new(state.blocks.count(), state.config.allow_uids.clone(), payloads));
     loop {
         let mut fds =
             [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::NONE);
         match signals.read_signal() {
-            // A signal without meaning yet must not end the payloads of a VM.
             Ok(Some(info)) if i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32) => {
-                warn!("SIGHUP: the configuration is read at start only; restart the agent between payloads");
+                match state.reload_trust() {
+                    Ok(()) => info!("SIGHUP: trust files are read again; the rest of the configuration at start only"),
+                    Err(error) => warn!(%error, "SIGHUP: a trust file cannot be used; those read before stay in force"),
+                }
             }
             Ok(Some(_)) => return,
             _ => {}
@@ -205,13 +229,14 @@ fn connection(state: &Shared, stream: UnixStream, gate: &Arc<Gate>) {
 }
 
 fn request(state: &Shared, stream: UnixStream, peer: UnixCredentials, mut entry: Entry) {
+    let connected = SystemClock.now();
     // A client that does not read must not hold a thread for ever.
     let _ = stream.set_write_timeout(Some(REQUEST_PATIENCE));
     let mut client = Channel::new(stream);
     let request = client.receive_within::<Request>(REQUEST_PATIENCE);
     entry.spoken();
     match request {
-        Ok(Request::Exec(request)) => payload::run(state, &mut client, peer, *request),
+        Ok(Request::Exec(request)) => payload::run(state, &mut client, peer, connected, *request),
         Ok(Request::Status) => {
             let status = state.status(peer.uid());
             let _ = client.send(&Reply::Status(Box::new(status)), &[]);
@@ -231,13 +256,14 @@ fn peer_name(peer: UnixCredentials) -> String {
 }
 
 /// Kills what runs and gives the threads time to record the ends.
-fn farewell(state: &Shared) {
+fn farewell(state: &Shared, own: &[PayloadUid]) {
     info!("ending; payloads are killed");
     state.pool.close(state);
     let until = Instant::now() + FAREWELL;
-    while state.kill_all() > 0 && Instant::now() < until {
+    while state.live.kill_all() > 0 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
+    own::withdraw(state, own);
     let _ = fs::remove_file(state.config.state_dir.join("agent.sock"));
     let until = Instant::now() + Duration::from_secs(1);
     while state.link.status().connected && state.link.status().spooled > 0 && Instant::now() < until {

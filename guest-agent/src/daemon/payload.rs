@@ -1,29 +1,37 @@
 //! One request from its first line to the end of its payload: validate → lease → network → sandbox → record → acknowledged →
 //! run → end. Every step has a guard that undoes it, in the opposite order, however the request ends.
 
-use std::{os::fd::AsFd, time::Instant};
+use std::{collections::BTreeMap, os::fd::AsFd};
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{signal::Signal, socket::UnixCredentials},
 };
 use tracing::{info, warn};
-use vestigo_model::{Clock, Exit, Holder, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock, Trust, link::Claim};
+use vestigo_model::{
+    Access, Caller, Clock, Enforcement, Exit, Holder, Label, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock,
+    Timestamp, User,
+    link::{Claim, PayloadRefused},
+};
 
 use super::{
+    bans,
     berth::{self, Berth},
+    evidence::{Identified, identify},
+    folders::Hold,
     handed::Descriptors,
-    peer_name, refuse,
+    peer_name,
+    record::{await_host, end, record},
+    refuse,
     state::{Shared, State},
 };
 use crate::{
-    cgroup::Group,
-    config::FailMode,
-    link::{Receipt, session::Verdict},
+    cgroup::{Group, Limits},
+    environment,
+    identity::token,
     protocol::{ExecRequest, Message, Refusal, Reply},
     sandbox::{
         self, Extra, Programs,
-        executable::SEARCH,
         manifest::{Facts, manifest},
     },
     shape::Shape,
@@ -34,22 +42,79 @@ use crate::{
 /// Longest command line in a record, and most arguments. The host refuses more than twice that, or more than that.
 const COMMAND_BYTES: usize = 4096;
 const COMMAND_ARGUMENTS: usize = 1024;
-/// Variables that the sandbox sets itself.
-const RESERVED: [&str; 5] = ["PATH", "HOME", "VESTIGO_PAYLOAD_UID", "USER", "LOGNAME"];
 
 /// Serves one request.
-pub(super) fn run(state: &Shared, client: &mut Channel, peer: UnixCredentials, request: ExecRequest) {
+pub(super) fn run(
+    state: &Shared,
+    client: &mut Channel,
+    peer: UnixCredentials,
+    connected: Timestamp,
+    request: ExecRequest,
+) {
     let uid = PayloadUid(uuid::Uuid::new_v4());
-    let who = format!("{} of {} ({})", request.payload, request.user, request.vo);
-    match Started::new(state, client, peer, uid, request) {
+    let who = match &request.user {
+        Some(user) => format!("{} of {user} ({})", request.payload, request.vo),
+        None => format!("{} ({})", request.payload, request.vo),
+    };
+    let caller = Caller { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
+    let asked = Asked { uid, caller, connected, request };
+    match Started::new(state, client, peer, &asked) {
         Ok(started) => {
             let exit = started.attend(client);
             info!(%uid, payload = who, caller = peer_name(peer), %exit, "payload ended");
         }
         Err(refusal) => {
             info!(%uid, payload = who, caller = peer_name(peer), reason = refusal.reason, code = refusal.code, "payload refused");
+            state.small_talk.say(&state.link, asked.refused(&refusal));
             refuse(client, refusal);
         }
+    }
+}
+
+/// A request and what is known about it without asking anybody.
+struct Asked {
+    uid: PayloadUid,
+    caller: Caller,
+    connected: Timestamp,
+    request: ExecRequest,
+}
+
+impl Asked {
+    /// What can be judged before anything is made.
+    fn check(&self) -> Result<PilotId, Refusal> {
+        let request = &self.request;
+        request.shape.check()?;
+        environment::check(&request.env, request.task.is_some())?;
+        if request.command.first().is_none_or(String::is_empty) {
+            return Err(Refusal::caller("no command is given; write it after --"));
+        }
+        if request.command.iter().any(|argument| argument.contains('\0')) {
+            return Err(Refusal::caller("a NUL byte stands in the command; remove it"));
+        }
+        self.pilot()
+    }
+
+    fn pilot(&self) -> Result<PilotId, Refusal> {
+        match &self.request.pilot {
+            Some(pilot) => Ok(pilot.clone()),
+            None => PilotId::new(format!("uid:{}", self.caller.uid)).map_err(|e| Refusal::system(e.to_string())),
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) -> Claim {
+        let nobody = || User { issuer: Label::cut("unnamed"), subject: Label::cut("unnamed") };
+        let request = &self.request;
+        let Ok(pilot) = self.pilot() else { return Claim::Alarm { what: Label::cut(&refusal.reason) } };
+        Claim::PayloadRefused(PayloadRefused {
+            uid: self.uid,
+            caller: self.caller,
+            pilot,
+            payload: request.payload.clone(),
+            user: request.user.clone().unwrap_or_else(nobody),
+            vo: request.vo.clone(),
+            code: refusal.code,
+            reason: Label::cut(&refusal.reason),
+        })
     }
 }
 
@@ -61,7 +126,7 @@ struct Listed<'a> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.state.leave(self.uid);
+        self.state.live.leave(self.uid);
     }
 }
 
@@ -69,39 +134,53 @@ impl Drop for Listed<'_> {
 struct Started<'a> {
     berth: Berth,
     listed: Listed<'a>,
+    _folders: Hold,
 }
 
 impl<'a> Started<'a> {
-    fn new(
-        state: &'a Shared,
-        client: &mut Channel,
-        peer: UnixCredentials,
-        uid: PayloadUid,
-        request: ExecRequest,
-    ) -> Result<Self, Refusal> {
-        request.shape.check()?;
+    fn new(state: &'a Shared, client: &mut Channel, peer: UnixCredentials, asked: &Asked) -> Result<Self, Refusal> {
+        let Asked { uid, request, .. } = asked;
+        let pilot = asked.check()?;
         let fds = Descriptors::take(client, peer, &request.shape)?;
-        let pilot = check(&request, peer)?;
+        let identified = identify(&state.trust(), &state.config, request, &pilot, SystemClock.now())?;
+        let authenticated = SystemClock.now();
+        let folders = state.folders.hold(*uid, &identified.user, &fds.writable)?;
         await_host(state)?;
         let limits = state.limits(request.shape.limits)?;
         let mut berth = moor(state, &request.shape, &fds)?;
-        berth.name(uid, &limits)?;
-        let listed = Listed { state, uid };
-        state.enter(live(uid, &request, &pilot, berth.leases(), peer), berth.sandbox.killer());
-        let programs = berth.sandbox.load(to_run(&request, uid), &fds.stdio.each_ref().map(AsFd::as_fd))?;
+        berth.name(*uid, &limits)?;
+        let listed = Listed { state, uid: *uid };
+        let reach = berth.reach().ok_or_else(|| Refusal::system("the payload has no lease"))?;
+        state.live.enter(shown(asked, &identified, &pilot, berth.leases()), reach);
+        let programs = load(&mut berth, request, *uid, &fds)?;
         // Nothing but the payload keeps the pilot's pipes open.
         drop(fds);
-        let facts = Facts { own_work: request.shape.work, exposed: !state.config.expose.is_empty() };
-        let claim = claim(uid, request, pilot, programs, berth.leases(), facts);
+        if let Some(task) = &identified.task {
+            task.permits(&programs.executable.sha256).map_err(|e| Refusal::policy(e.to_string()))?;
+        }
+        let access = Access {
+            caller: asked.caller,
+            connected: asked.connected,
+            authenticated,
+            authorized: SystemClock.now(),
+            runs_as: berth.outside(),
+        };
+        let isolation = manifest(&facts(state, request, &identified, &berth, limits));
+        let claim = claim(asked, identified, pilot, programs, berth.leases(), access, isolation);
+        if let Some(reason) = bans::refusal(state, &claim) {
+            return Err(Refusal::policy(reason));
+        }
+        let (user, trust, isolation) = (claim.user.clone(), claim.trust, claim.isolation.clone());
         let acknowledged = record(state, client, claim)?;
         if let Err(refusal) = berth.sandbox.go() {
-            end(state, uid, Exit::NotStarted, true);
+            end(state, *uid, Exit::NotStarted, true);
             return Err(refusal);
         }
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
         // A client that is gone is noticed in a moment.
-        let _ = client.send(&Reply::Started { uid, leases: berth.leases(), acknowledged }, &[]);
-        Ok(Self { berth, listed })
+        let started = Reply::Started { uid: *uid, leases: berth.leases(), acknowledged, user, trust, isolation };
+        let _ = client.send(&started, &[]);
+        Ok(Self { berth, listed, _folders: folders })
     }
 
     /// Passes signals on until it ends, or its client goes away.
@@ -121,7 +200,8 @@ impl<'a> Started<'a> {
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
-        let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage }, &[]);
+        let banned = self.listed.state.live.banned(self.listed.uid);
+        let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);
         exit
     }
 
@@ -152,65 +232,17 @@ enum Event {
     Signal(i32),
 }
 
-/// What can be judged before anything is made.
-fn check(request: &ExecRequest, peer: UnixCredentials) -> Result<PilotId, Refusal> {
-    if request.trust != Trust::AssertedByVo {
-        return Err(Refusal::caller("only --trust asserted-by-vo can be checked by this version; leave --trust out"));
-    }
-    if request.command.first().is_none_or(String::is_empty) {
-        return Err(Refusal::caller("no command is given; write it after --"));
-    }
-    let nul = |text: &String| text.contains('\0');
-    if request.command.iter().any(nul) || request.env.iter().any(|(k, v)| nul(k) || nul(v)) {
-        return Err(Refusal::caller("a NUL byte stands in the command or the environment; remove it"));
-    }
-    for (key, _) in &request.env {
-        if key.is_empty() || key.contains('=') {
-            return Err(Refusal::caller(format!("{key:?} is not a variable's name; write --env KEY=VALUE")));
-        }
-        if RESERVED.contains(&key.as_str()) {
-            return Err(Refusal::caller(format!("the variable {key} is set by the sandbox; leave it out of --env")));
-        }
-    }
-    match &request.pilot {
-        Some(pilot) => Ok(pilot.clone()),
-        None => PilotId::new(format!("uid:{}", peer.uid())).map_err(|e| Refusal::system(e.to_string())),
-    }
-}
-
-/// In closed mode without a host nothing is built and nothing spooled: the answer would be no in any case.
-fn await_host(state: &State) -> Result<(), Refusal> {
-    let closed = state.config.fail_mode == FailMode::Closed;
-    if closed && !state.link.wait_connected(state.config.ack_patience()) {
-        return Err(unacknowledged(state));
-    }
-    Ok(())
-}
-
-fn unacknowledged(state: &State) -> Refusal {
-    Refusal::system(format!(
-        "hostd did not acknowledge the record within {} s; payload not started; check that hostd runs on the hypervisor or set fail_mode = \"open\"",
-        state.config.ack_timeout
-    ))
-}
-
-fn live(
-    uid: PayloadUid,
-    request: &ExecRequest,
-    pilot: &PilotId,
-    leases: Vec<Lease>,
-    peer: UnixCredentials,
-) -> LivePayload {
+fn shown(asked: &Asked, identified: &Identified, pilot: &PilotId, leases: Vec<Lease>) -> LivePayload {
     LivePayload {
-        uid,
-        payload: request.payload.clone(),
+        uid: asked.uid,
+        payload: asked.request.payload.clone(),
         pilot: pilot.clone(),
-        user: request.user.clone(),
-        vo: request.vo.clone(),
+        user: identified.user.clone(),
+        vo: asked.request.vo.clone(),
         leases,
         since: SystemClock.now(),
-        caller_uid: peer.uid(),
-        caller_pid: peer.pid(),
+        caller_uid: asked.caller.uid,
+        caller_pid: asked.caller.pid,
     }
 }
 
@@ -231,49 +263,57 @@ fn moor(state: &Shared, shape: &Shape, fds: &Descriptors) -> Result<Berth, Refus
     berth::special(state, &plan, &|outside, private| fds.mounts(&state.forker, outside, private))
 }
 
-fn to_run(request: &ExecRequest, uid: PayloadUid) -> sandbox::Run {
-    let own = [
-        ("PATH", SEARCH.to_owned()),
-        ("HOME", sandbox::HOME.to_owned()),
-        ("USER", "payload".to_owned()),
-        ("LOGNAME", "payload".to_owned()),
-        ("LANG", "C.UTF-8".to_owned()),
-        ("TERM", "dumb".to_owned()),
-        ("VESTIGO_PAYLOAD_UID", uid.to_string()),
-    ];
-    let given = |key: &str| request.env.iter().any(|(k, _)| k == key);
-    let own = own.into_iter().filter(|(key, _)| !given(key)).map(|(key, value)| (key.to_owned(), value));
-    sandbox::Run {
+/// Names the payload to its sandbox.
+fn load(berth: &mut Berth, request: &ExecRequest, uid: PayloadUid, fds: &Descriptors) -> Result<Programs, Refusal> {
+    let sealed = request.token.as_ref().map(|secret| token::sealed(secret.0.as_bytes())).transpose();
+    let sealed = sealed.map_err(|e| Refusal::system(format!("the token cannot be handed over: {e}")))?;
+    let run = sandbox::Run {
         command: request.command.clone(),
-        env: own.chain(request.env.iter().cloned()).collect(),
+        env: environment::whole(&request.env, &uid.to_string()),
         directory: request.shape.directory.clone().unwrap_or_else(|| sandbox::HOME.into()),
+        token: sealed.is_some(),
+    };
+    let fds: Vec<_> = fds.stdio.iter().chain(&sealed).map(AsFd::as_fd).collect();
+    berth.sandbox.load(run, &fds)
+}
+
+fn facts(state: &State, request: &ExecRequest, identified: &Identified, berth: &Berth, limits: Limits) -> Facts {
+    Facts {
+        shape: request.shape.clone(),
+        exposed: !state.config.expose.is_empty(),
+        limits,
+        landlock: berth.sandbox.landlock().cloned(),
+        token: identified.token.as_ref().map(|token| token.claims.is_some()),
+        ipv6: berth.leases().iter().any(|lease| matches!(lease, Lease::Address(_))),
     }
 }
 
 fn claim(
-    uid: PayloadUid,
-    request: ExecRequest,
+    asked: &Asked,
+    identified: Identified,
     pilot: PilotId,
     Programs { executable, interpreter }: Programs,
     leases: Vec<Lease>,
-    facts: Facts,
+    access: Access,
+    isolation: BTreeMap<String, Enforcement>,
 ) -> PayloadClaim {
+    let (task, token) = (identified.task_mark(), identified.token_mark());
     PayloadClaim {
-        uid,
+        uid: asked.uid,
         holder: Holder::Payload,
         pilot,
-        payload: request.payload,
-        user: request.user,
-        vo: request.vo,
-        trust: request.trust,
-        task: None,
-        token: None,
-        access: None,
+        payload: asked.request.payload.clone(),
+        user: identified.user,
+        vo: asked.request.vo.clone(),
+        trust: identified.trust,
+        task,
+        token,
+        access: Some(access),
         executable: Some(executable),
         interpreter,
-        command: cut(request.command),
+        command: cut(asked.request.command.clone()),
         leases,
-        isolation: manifest(facts),
+        isolation,
     }
 }
 
@@ -295,79 +335,6 @@ fn cut(command: Vec<String>) -> Vec<String> {
         kept.push(argument);
     }
     kept
-}
-
-/// Records the start and waits for the host. `Ok(false)`: nobody acknowledged, and the agent may start all the same.
-fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Result<bool, Refusal> {
-    let uid = claim.uid;
-    let deadline = Instant::now() + state.config.ack_patience();
-    let mut said = false;
-    loop {
-        let receipt = match state.link.record(Claim::PayloadStart(claim.clone())) {
-            Ok(receipt) => receipt,
-            Err(error) => {
-                // If only the spool failed, the session has the start all the same: say that nothing ran.
-                if said || matches!(error, crate::link::RecordError::Spool(_)) {
-                    end(state, uid, Exit::NotStarted, true);
-                }
-                return Err(Refusal::system(format!(
-                    "the payload cannot be recorded: {error}; payload not started; check that hostd runs on the hypervisor"
-                )));
-            }
-        };
-        said = true;
-        match verdict(state, client, &receipt, deadline) {
-            Answer::Verdict(Verdict::Acknowledged) => return Ok(true),
-            Answer::Verdict(Verdict::Refused(reason)) => {
-                return Err(Refusal::policy(format!("the hypervisor refused the payload: {reason}")));
-            }
-            // The same words again, so that the host gives its own again.
-            Answer::Verdict(Verdict::Unclear) if Instant::now() < deadline => {}
-            Answer::ClientGone => {
-                end(state, uid, Exit::NotStarted, true);
-                return Err(Refusal::caller("the caller went away before the payload started"));
-            }
-            Answer::None | Answer::Verdict(Verdict::Unclear) if state.config.fail_mode == FailMode::Open => {
-                state.link.owe(&receipt);
-                return Ok(false);
-            }
-            Answer::None | Answer::Verdict(Verdict::Unclear) => {
-                end(state, uid, Exit::NotStarted, true);
-                return Err(unacknowledged(state));
-            }
-        }
-    }
-}
-
-enum Answer {
-    Verdict(Verdict),
-    ClientGone,
-    None,
-}
-
-/// The host's word, as long as there is any point in waiting for it: in open mode not for a host that is not there.
-fn verdict(state: &State, client: &Channel, receipt: &Receipt, deadline: Instant) -> Answer {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if let Some(verdict) = receipt.wait(left.min(std::time::Duration::from_millis(100))) {
-            return Answer::Verdict(verdict);
-        }
-        let hopeless = state.config.fail_mode == FailMode::Open && !state.link.status().connected;
-        if left.is_zero() || hopeless {
-            return Answer::None;
-        }
-        let mut fds = [PollFd::new(client.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, PollTimeout::ZERO);
-        if fds.iter().any(|f| f.revents().is_some_and(|r| r.contains(PollFlags::POLLHUP))) {
-            return Answer::ClientGone;
-        }
-    }
-}
-
-fn end(state: &State, uid: PayloadUid, exit: Exit, silent: bool) {
-    if let Err(error) = state.link.record(Claim::PayloadEnd { uid, exit, silent }) {
-        warn!(%uid, %error, "the end of a payload could not be recorded");
-    }
 }
 
 #[cfg(test)]

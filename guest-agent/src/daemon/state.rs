@@ -1,19 +1,24 @@
 //! What the daemon's threads share. Each piece has one lock and no thread holds two.
 
 use std::{
-    collections::BTreeMap,
     fs, io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use vestigo_model::{BootId, PayloadUid};
+use vestigo_model::{Ban, BootId};
 
-use super::berth::{self, Pool};
+use super::{
+    berth::{self, Pool},
+    evidence::{TrustFileError, TrustFiles},
+    folders::Folders,
+    live::Live,
+    small_talk::SmallTalk,
+};
 use crate::{
     cgroup::{Cgroups, Group, Limits, Part},
     config::Config,
@@ -21,8 +26,8 @@ use crate::{
     link::Link,
     network::{Networks, Plan},
     protocol::Refusal,
-    sandbox::{Killer, forker::Forker},
-    status::{LivePayload, PoolStatus, Status},
+    sandbox::forker::Forker,
+    status::{PoolStatus, Status},
 };
 
 /// The state, shared.
@@ -40,7 +45,13 @@ pub struct State {
     boot: BootId,
     leases: Mutex<Leases>,
     networks: Networks,
-    live: Mutex<BTreeMap<PayloadUid, (LivePayload, Killer)>>,
+    /// The payloads that live, and the bans.
+    pub(super) live: Live,
+    /// Folders that payloads write to.
+    pub(super) folders: Folders,
+    trust: RwLock<Arc<TrustFiles>>,
+    /// What may be said of refusals and alarms, so that nobody fills the spool.
+    pub(super) small_talk: SmallTalk,
     /// What every sandbox descends from.
     pub forker: Forker,
     /// Sandboxes that wait for their payload.
@@ -50,6 +61,23 @@ pub struct State {
     /// What a payload may use unless its pilot says otherwise.
     usual: Limits,
     resolvers: Mutex<Option<String>>,
+}
+
+/// What a daemon is put together from.
+#[derive(Debug)]
+pub struct Pieces {
+    /// The VM's side of the payload networks.
+    pub networks: Networks,
+    /// To the hypervisor.
+    pub link: Link,
+    /// What every sandbox descends from.
+    pub forker: Forker,
+    /// Parent groups of all payloads.
+    pub cgroups: Option<Cgroups>,
+    /// Whom to believe.
+    pub trust: TrustFiles,
+    /// What an earlier agent of this boot was told.
+    pub bans: Vec<Ban>,
 }
 
 /// Leases as they are kept between two lives of the agent.
@@ -73,14 +101,7 @@ impl State {
     ///
     /// # Errors
     /// The lease file is there and cannot be read.
-    pub fn new(
-        config: Config,
-        boot: BootId,
-        networks: Networks,
-        link: Link,
-        forker: Forker,
-        cgroups: Option<Cgroups>,
-    ) -> io::Result<Self> {
+    pub fn new(config: Config, boot: BootId, pieces: Pieces) -> io::Result<Self> {
         let blocks = config.blocks().ok_or_else(|| io::Error::other("no port block"))?;
         let mut leases = Leases::new(blocks, Duration::from_secs(config.rest.into()));
         match fs::read(config.state_dir.join("leases.json")) {
@@ -92,19 +113,21 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let usual = config.limits(cgroups.as_ref());
-        let (leases, networks, live) = (Mutex::new(leases), networks, Mutex::default());
+        let usual = config.limits(pieces.cgroups.as_ref());
         Ok(Self {
             config,
-            link,
+            link: pieces.link,
             blocks,
             boot,
-            leases,
-            networks,
-            live,
-            forker,
+            leases: Mutex::new(leases),
+            networks: pieces.networks,
+            live: Live::new(pieces.bans),
+            folders: Folders::default(),
+            trust: RwLock::new(Arc::new(pieces.trust)),
+            small_talk: SmallTalk::default(),
+            forker: pieces.forker,
             pool: Pool::default(),
-            cgroups,
+            cgroups: pieces.cgroups,
             usual,
             resolvers: Mutex::default(),
         })
@@ -138,6 +161,22 @@ impl State {
         if let Err(error) = self.keep(&leases) {
             warn!(%error, "the lease file could not be written; a restart would let this block rest anew");
         }
+    }
+
+    /// Whom to believe, as read last.
+    #[must_use]
+    pub fn trust(&self) -> Arc<TrustFiles> {
+        Arc::clone(&self.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the trust files again; when one is bad, those read before stay.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn reload_trust(&self) -> Result<(), TrustFileError> {
+        let fresh = TrustFiles::read(&self.config)?;
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        Ok(())
     }
 
     /// Text of the payloads' `/etc/resolv.conf`; the file for it is up to date then.
@@ -191,12 +230,6 @@ impl State {
         }
     }
 
-    /// Parent groups of all payloads.
-    #[must_use]
-    pub const fn cgroups(&self) -> Option<&Cgroups> {
-        self.cgroups.as_ref()
-    }
-
     /// The VM's side of the payload networks.
     pub const fn networks(&self) -> &Networks {
         &self.networks
@@ -216,23 +249,6 @@ impl State {
         leases.all() - held - resting
     }
 
-    /// A request has got its sandbox.
-    pub fn enter(&self, payload: LivePayload, killer: Killer) {
-        lock(&self.live).insert(payload.uid, (payload, killer));
-    }
-
-    /// It is over.
-    pub fn leave(&self, uid: PayloadUid) {
-        lock(&self.live).remove(&uid);
-    }
-
-    /// Kills every payload; how many are still there.
-    pub fn kill_all(&self) -> usize {
-        let live = lock(&self.live);
-        live.values().for_each(|(_, killer)| killer.kill());
-        live.len()
-    }
-
     /// The answer for somebody of this uid: others' users are nobody's business but root's.
     #[must_use]
     pub fn status(&self, asker: u32) -> Status {
@@ -241,8 +257,7 @@ impl State {
         let all = leases.all();
         drop(leases);
         let (ready, waiting) = self.pool.counts();
-        let live = lock(&self.live);
-        let payloads = live.values().map(|(p, _)| p).filter(|p| asker == 0 || p.caller_uid == asker).cloned().collect();
+        let payloads = self.live.of(asker);
         Status {
             version: 1,
             agent: env!("CARGO_PKG_VERSION").into(),

@@ -4,9 +4,11 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    BootId, Digest, Label, PayloadUid, Timestamp,
+    Ban, BootId, Digest, Label, PayloadUid, Timestamp,
     link::{Claim, GuestFrame, Heartbeat, Hello, HostFrame, PROTOCOL, Record, decode, encode},
 };
+
+use crate::suspend::Incoming;
 
 /// A record's name inside this agent. Its sequence number can change when the host knows more of this boot than we do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +95,8 @@ pub struct Session {
     tickets: u64,
     contradictions: u64,
     refused_full: u64,
+    incoming: Incoming,
+    bans: Option<Vec<Ban>>,
 }
 
 impl Session {
@@ -116,6 +120,8 @@ impl Session {
             tickets: 0,
             contradictions: 0,
             refused_full: 0,
+            incoming: Incoming::default(),
+            bans: None,
         };
         let first = session.header.last.saturating_sub(u64::try_from(lines.len()).unwrap_or(0)) + 1;
         for (seq, (line, debt)) in (first..).zip(lines) {
@@ -133,12 +139,12 @@ impl Session {
 
     /// Makes a record. The line comes back too, for the spool: it must be there before it is sent.
     ///
-    /// Only starts are refused when too much waits; the end of something that ran is always taken.
+    /// When too much waits only the end of something that ran, or was banned, is still taken.
     ///
     /// # Errors
     /// [`AppendError`]; nothing has changed then, a counter apart.
     pub fn append(&mut self, claim: Claim, now: Timestamp) -> Result<(Ticket, Vec<u8>), AppendError> {
-        if matches!(claim, Claim::PayloadStart(_)) && self.bytes >= self.limit {
+        if !ends_something(&claim) && self.bytes >= self.limit {
             self.refused_full += 1;
             return Err(AppendError::Full(self.bytes));
         }
@@ -177,6 +183,7 @@ impl Session {
     /// The channel has been opened: what to write first.
     pub fn opened(&mut self, now: Timestamp) -> Vec<u8> {
         let mut bytes = vec![b'\n'];
+        self.incoming.forget();
         bytes.extend(self.hello(now));
         bytes
     }
@@ -200,6 +207,11 @@ impl Session {
         self.phase == Phase::Open
     }
 
+    /// The host's list of bans, once after it came whole.
+    pub fn take_bans(&mut self) -> Option<Vec<Ban>> {
+        self.bans.take()
+    }
+
     /// A sign of life; `None` while nobody listens.
     #[must_use]
     pub fn heartbeat(&self, time: Timestamp) -> Option<Vec<u8>> {
@@ -214,6 +226,12 @@ impl Session {
             Ok(HostFrame::Welcome { acked, head, .. }) => (self.welcomed(acked, head), None),
             Ok(HostFrame::Ack { seq }) => (self.acknowledged(seq), None),
             Ok(HostFrame::Refuse { seq, reason }) => (self.refused(seq, reason.as_str()), None),
+            Ok(HostFrame::Bans { bans, more }) if self.is_open() => {
+                if let Some(list) = self.incoming.take(bans, more) {
+                    self.bans = Some(list);
+                }
+                (Vec::new(), None)
+            }
             Ok(HostFrame::Bans { .. } | HostFrame::Unknown) | Err(_) => {
                 self.contradictions += 1;
                 (Vec::new(), None)
@@ -342,6 +360,11 @@ impl Session {
     pub const fn counters(&self) -> (usize, u64, u64) {
         (self.bytes, self.contradictions, self.refused_full)
     }
+}
+
+/// What must not be lost, because something would seem to go on for ever.
+const fn ends_something(claim: &Claim) -> bool {
+    matches!(claim, Claim::PayloadEnd { .. } | Claim::BanApplied(_))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{info, warn};
 use vestigo_model::{
-    BootId, Clock, Label, PayloadUid, SystemClock,
+    Ban, BootId, Clock, Label, PayloadUid, SystemClock,
     link::{Claim, LineReader},
 };
 
@@ -81,7 +81,7 @@ pub struct Link {
 
 impl Link {
     /// Takes over the spool of an earlier agent of this boot and starts the thread. Also gives the payloads that the
-    /// earlier agent started and did not see end.
+    /// earlier agent started and did not see end. Lists of bans go to `bans`.
     ///
     /// # Errors
     /// The spool cannot be read or written.
@@ -91,6 +91,7 @@ impl Link {
         boot: BootId,
         agent: Label,
         limit: usize,
+        bans: Sender<Vec<Ban>>,
     ) -> io::Result<(Self, Vec<PayloadUid>)> {
         let saved = Spool::load(spool)?;
         let session = Session::new(boot, agent, limit, saved);
@@ -116,6 +117,7 @@ impl Link {
             next_beat: Instant::now(),
             next_look: Instant::now(),
             last_trouble: String::new(),
+            bans,
         };
         std::thread::Builder::new().name("link".into()).spawn(move || worker.run())?;
         Ok((Self { commands, wake: Arc::new(wake), shared }, orphans))
@@ -188,6 +190,7 @@ struct Worker {
     next_beat: Instant,
     next_look: Instant,
     last_trouble: String,
+    bans: Sender<Vec<Ban>>,
 }
 
 impl Worker {
@@ -326,6 +329,9 @@ impl Worker {
             warn!(%error, "the spool could not be brought up to date");
         }
         self.out.extend(hello.unwrap_or_default());
+        if let Some(list) = self.session.take_bans() {
+            let _ = self.bans.send(list);
+        }
     }
 
     fn down(&mut self, why: &str) {

@@ -186,6 +186,7 @@ fn forward(rules: &Rules) -> String {
 }
 
 /// Who leaves from which ports. Before any other table's translation: the first one that decides, decides for the connection.
+/// Privileged ports, which only the system can have, stay: servers of NFS insist on them.
 /// A TCP connection of the VM that does not begin with a SYN is older than these rules: translating it would end it.
 fn nat(rules: &Rules) -> String {
     let Rules { ports: Ports { first, last }, system, pilot, inner: Network { base, prefix }, .. } = rules;
@@ -202,6 +203,7 @@ fn nat(rules: &Rules) -> String {
 		meta skuid >= 1000 meta l4proto {{ tcp, udp }} snat to :{pilot}
 		meta skuid >= 1000 icmp type echo-request snat to :{pilot}
 		meta skuid >= 1000 icmpv6 type echo-request snat to :{pilot}
+		meta l4proto {{ tcp, udp }} th sport 1-1023 accept
 		meta l4proto {{ tcp, udp }} snat to :{system}
 		icmp type echo-request snat to :{system}
 		icmpv6 type echo-request snat to :{system}

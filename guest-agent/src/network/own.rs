@@ -3,6 +3,8 @@
 
 use vestigo_model::PortBlock;
 
+/// Ports that only the system can bind, and keeps: some servers (NFS) insist on them.
+pub const PRIVILEGED: PortBlock = PortBlock { first: 1, last: 1023 };
 /// Lowest port of the VM's own.
 const FIRST: u16 = 2048;
 /// Fewest ports that both together can live with.

@@ -14,7 +14,7 @@ use std::{
     ffi::CString,
     fs,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -245,8 +245,10 @@ fn become_payload(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<
     let arguments = programs.arguments(&run.command);
     let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
     let arguments = arguments.iter().map(text).collect::<nix::Result<Vec<_>>>()?;
-    let pairs = run.env.iter().map(|(key, value)| text(&format!("{key}={value}")));
-    let environment = pairs.collect::<nix::Result<Vec<_>>>()?;
+    let token =
+        fds.get(3).filter(|_| run.token).map(|fd| format!("BEARER_TOKEN_FILE=/proc/self/fd/{}", fd.as_raw_fd()));
+    let pairs = run.env.iter().map(|(key, value)| format!("{key}={value}"));
+    let environment = pairs.chain(token).map(|pair| text(&pair)).collect::<nix::Result<Vec<_>>>()?;
     sys::close_on_exec_from(3)?;
     programs.keep_script()?;
     place_descriptors(fds)?;

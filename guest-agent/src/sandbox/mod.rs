@@ -87,6 +87,8 @@ pub struct Run {
     pub env: Vec<(String, String)>,
     /// Where it starts.
     pub directory: PathBuf,
+    /// The first of the further descriptors is its token; it finds it by BEARER_TOKEN_FILE.
+    pub token: bool,
 }
 
 /// What will run.

@@ -96,7 +96,7 @@ pub struct Host {
     pub refuse: Arc<Mutex<Option<&'static str>>>,
     /// Has taken the records and keeps its answers until this is over.
     pub hold: Arc<AtomicBool>,
-    /// Once: hangs up instead of answering a record.
+    /// Once: hangs up instead of answering a start.
     pub sever: Arc<AtomicBool>,
     open: Arc<Mutex<Option<UnixStream>>>,
 }
@@ -133,7 +133,13 @@ impl Host {
         }
     }
 
+    /// Of users' payloads.
     pub fn starts(&self) -> Vec<PayloadClaim> {
+        self.claims().into_iter().filter(|claim| claim.holder.is_payload()).collect()
+    }
+
+    /// Of the VM's own leases too.
+    pub fn claims(&self) -> Vec<PayloadClaim> {
         let claims = |r: &Record| match &r.claim {
             Claim::PayloadStart(start) => Some(start.clone()),
             _ => None,
@@ -141,9 +147,22 @@ impl Host {
         self.book.lock().unwrap().records.iter().filter_map(claims).collect()
     }
 
+    /// Everything else that was said.
+    pub fn said(&self) -> Vec<Claim> {
+        let other = |claim: &Claim| !matches!(claim, Claim::PayloadStart(_) | Claim::PayloadEnd { .. });
+        self.book.lock().unwrap().records.iter().map(|r| r.claim.clone()).filter(other).collect()
+    }
+
+    /// Tells the agent who is banned.
+    pub fn ban(&self, bans: Vec<vestigo_model::Ban>) {
+        let line = encode(&HostFrame::Bans { bans, more: false }).unwrap();
+        self.open.lock().unwrap().as_ref().unwrap().write_all(&line).unwrap();
+    }
+
     pub fn ends(&self) -> Vec<vestigo_model::Exit> {
+        let own: Vec<_> = self.claims().into_iter().filter(|c| !c.holder.is_payload()).map(|c| c.uid).collect();
         let exits = |r: &Record| match r.claim {
-            Claim::PayloadEnd { exit, .. } => Some(exit),
+            Claim::PayloadEnd { uid, exit, .. } if !own.contains(&uid) => Some(exit),
             _ => None,
         };
         self.book.lock().unwrap().records.iter().filter_map(exits).collect()
@@ -168,7 +187,7 @@ fn converse(
             while hold.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            if answers.iter().any(|a| matches!(a, HostFrame::Ack { .. })) && sever.swap(false, Ordering::SeqCst) {
+            if is_start(&line) && sever.swap(false, Ordering::SeqCst) {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
                 return;
             }
@@ -177,6 +196,10 @@ fn converse(
             }
         }
     }
+}
+
+fn is_start(line: &[u8]) -> bool {
+    matches!(decode(line), Ok(GuestFrame::Record(Record { claim: Claim::PayloadStart(_), .. })))
 }
 
 fn answer(line: &[u8], book: &mut Book, refuse: Option<&'static str>) -> Vec<HostFrame> {
