@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A payload that speaks: TCP, UDP and ping, IPv4 and IPv6, so many times each. Every message holds a token, by which the peer knows who
-// sent it, whatever its source looks like outside. All sockets stay open until standard input ends; each kind also leaves from a
-// port that every such payload asks for.
+// sent it, whatever its source looks like outside. All sockets stay open until standard input ends. The first of each
+// kind asks for OWN-PORT (and the one after it, where two families share one set of numbers).
 //
-//   talk TOKEN IPV4 IPV6 TCP-PORT UDP-PORT TIMES
+//   talk TOKEN IPV4 IPV6 TCP-PORT UDP-PORT TIMES OWN-PORT
 //
 // Prints "spoken" when the peer has answered everything. One small program, because an emulated guest is slow at starting many.
 #include <arpa/inet.h>
@@ -16,7 +16,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-enum { TRIES = 10, SAME_PORT = 30000 };
+enum { TRIES = 10 };
 
 static char message[128];
 
@@ -43,6 +43,8 @@ static int reach(int family, int type, int protocol, const char *text, int port,
     int fd = socket(family, type, protocol);
     if (fd < 0) fail("socket");
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    int yes = 1;
+    if (family == AF_INET6) setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &yes, sizeof yes);
     if (own_port && bind(fd, (struct sockaddr *)&here, address(&here, family, NULL, own_port))) fail("bind");
     socklen_t length = address(&there, family, text, port);
     if (connect(fd, (struct sockaddr *)&there, length)) fail("connect");
@@ -71,16 +73,16 @@ static void ping(int family, const char *text, int own_id) {
 }
 
 int main(int count, char **words) {
-    if (count != 7) { fputs("talk: TOKEN IPV4 IPV6 TCP-PORT UDP-PORT TIMES\n", stderr); return 2; }
+    if (count != 8) { fputs("talk: TOKEN IPV4 IPV6 TCP-PORT UDP-PORT TIMES OWN-PORT\n", stderr); return 2; }
     int tcp = atoi(words[4]), udp = atoi(words[5]), times = atoi(words[6]);
     snprintf(message, sizeof message, "%s\n", words[1]);
     for (int n = 0; n < times; n++) {
         for (int v = 0; v < 2; v++) {
-            int family = v ? AF_INET6 : AF_INET, own = n == 0 ? SAME_PORT : 0;
+            int family = v ? AF_INET6 : AF_INET, own = n == 0 ? atoi(words[7]) : 0;
             const char *text = words[2 + v];
             ask(reach(family, SOCK_STREAM, 0, text, tcp, own), message, strlen(message), 1);
             ask(reach(family, SOCK_DGRAM, 0, text, udp, own), message, strlen(message), TRIES);
-            ping(family, text, own);
+            ping(family, text, own ? own + v : 0);
         }
     }
     puts("spoken");

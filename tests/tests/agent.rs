@@ -30,6 +30,8 @@ const PEER6: &str = "fd77::1";
 /// Inside of the payloads' range: whoever mixed up the two ends of a flow would name a payload.
 const TCP: u16 = 11_300;
 const UDP: u16 = 21_300;
+/// What every payload binds to in its own network; in the VM it is a payload's.
+const SAME_PORT: u16 = 31_000;
 const PAYLOADS: usize = 30;
 const USERS: usize = 10;
 const TIMES: usize = 3;
@@ -81,13 +83,13 @@ fn user(number: usize) -> String {
     format!("user-{}", number % USERS)
 }
 
-fn talk(token: &str, times: usize) -> String {
-    format!("/usr/bin/talk {token} {PEER4} {PEER6} {TCP} {UDP} {times}")
+fn talk(token: &str, times: usize, own_port: u16) -> String {
+    format!("/usr/bin/talk {token} {PEER4} {PEER6} {TCP} {UDP} {times} {own_port}")
 }
 
 fn job(number: usize, times: usize) -> Work {
     let payload = format!("job-{number}");
-    Work { command: format!("exec {}", talk(&payload, times)), user: user(number), payload }
+    Work { command: format!("exec {}", talk(&payload, times, SAME_PORT)), user: user(number), payload }
 }
 
 impl World<'_> {
@@ -175,8 +177,8 @@ fn a_crowd(world: &World<'_>) -> Result<()> {
     // As systemd sets it: everybody may ping.
     let own = format!(
         "echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range; {} && su pilot -s /bin/sh -c '{}'",
-        talk("own-system", TIMES),
-        talk("own-pilot", TIMES)
+        talk("own-system", TIMES, SAME_PORT),
+        talk("own-pilot", TIMES, SAME_PORT + 2)
     );
     let done = world.vm.console().run(&own, BOOT)?;
     ensure!(done.status == 0, "the VM's own traffic: {done:?}");
