@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use vestigo_ledger::{FlowFilter, Ledger};
-use vestigo_model::{Attribution, DomainUuid, Flow, Holder, Payload, PayloadUid, Quality, TimeRange};
+use vestigo_model::{
+    Attribution, Direction, DomainUuid, Flow, Holder, LEASE_REST, Lease, Payload, PayloadUid, Quality, TimeRange,
+};
 
 use crate::net::Seen;
 
@@ -53,8 +55,14 @@ pub struct Verdict {
     pub wrong: Vec<String>,
     /// What a peer heard and no record tells of.
     pub missing: Vec<String>,
-    /// Records of the VM itself that no peer heard: how many, by holder or reason.
-    pub others: BTreeMap<String, usize>,
+    /// Records that no peer heard and that name no payload: by holder or reason.
+    pub others: BTreeMap<String, Vec<String>>,
+}
+
+impl Verdict {
+    fn other(&mut self, reason: &str, flow: &Flow) {
+        self.others.entry(reason.to_owned()).or_default().push(shown(flow));
+    }
 }
 
 impl Audit {
@@ -97,7 +105,8 @@ impl Audit {
 
     /// Compares with all flows of the VM in the range.
     pub fn compare(&self, ledger: &Ledger, domain: DomainUuid, range: TimeRange) -> Result<Verdict> {
-        let facts = ledger.facts(range)?;
+        // Late packets name runs that ended before the range.
+        let facts = ledger.facts(TimeRange { from: range.from - LEASE_REST, to: range.to })?;
         let payloads: HashMap<PayloadUid, &Payload> =
             facts.payloads.iter().filter(|one| one.domain == domain).map(|one| (one.claim.uid, one)).collect();
         let mut verdict = Verdict::default();
@@ -117,13 +126,12 @@ impl Audit {
                         verdict.wrong.push(format!("{truth:?} sent it, the ledger says {said:?}: {}", shown(flow)));
                     }
                 }
+                (None, Some(Some(payload))) if asks_for_neighbour(flow, payload) => verdict.other("neighbour", flow),
                 (None, Some(Some(payload))) if payload.claim.holder.is_payload() => {
                     verdict.wrong.push(format!("no peer heard {:?}: {}", sender(payload), shown(flow)));
                 }
-                (None, Some(Some(own))) => {
-                    *verdict.others.entry(own.claim.holder.as_str().to_owned()).or_default() += 1
-                }
-                (None, None) => *verdict.others.entry(flow.attribution.reason.clone()).or_default() += 1,
+                (None, Some(Some(own))) => verdict.other(own.claim.holder.as_str(), flow),
+                (None, None) => verdict.other(&flow.attribution.reason, flow),
             }
         }
         verdict.missing = unheard.iter().map(|(key, sender)| format!("{key:?} of {sender:?}")).collect();
@@ -137,6 +145,15 @@ fn key(flow: &Flow) -> Key {
     let ((address, port), (_, other)) = (flow.local(), flow.peer());
     let ping = matches!(flow.proto, proto::ICMP | proto::ICMPV6);
     (flow.proto, address, port, if ping { 0 } else { other })
+}
+
+/// The peer's kernel asks whether a payload's own address is still there.
+fn asks_for_neighbour(flow: &Flow, payload: &Payload) -> bool {
+    const SOLICITATION: u16 = 135 << 8;
+    let address = flow.local().0;
+    let own = |lease: &Lease| matches!(lease, Lease::Address(own) if IpAddr::V6(*own) == address);
+    (flow.proto, flow.direction, flow.resp_port) == (proto::ICMPV6, Direction::Incoming, SOLICITATION)
+        && payload.claim.leases.iter().any(own)
 }
 
 fn sender(payload: &Payload) -> Sender {
