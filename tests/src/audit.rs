@@ -115,6 +115,11 @@ impl Audit {
         {
             let named = flow.attribution.payload.map(|uid| payloads.get(&uid).copied());
             let key = key(flow);
+            // The peer's last word on a connection that both had closed: nothing left the VM, and nobody is named.
+            if flow.attribution.payload.is_none() && flow.sent_by_vm() == 0 {
+                verdict.other(&flow.attribution.reason, flow);
+                continue;
+            }
             unheard.remove(&key);
             match (self.truth.get(&key), named) {
                 (_, Some(None)) => verdict.wrong.push(format!("names a run that nobody announced: {}", shown(flow))),
