@@ -30,6 +30,15 @@ pub enum Command {
     Status(StatusArgs),
     /// Tasks that users sign: write a statement, print its digests, check one
     Task(crate::identity::cli::Task),
+    /// Show what `exec` with these options would enforce, without starting anything
+    Explain(Box<Explain>),
+    /// Try to break out of real payloads, harmlessly, and report rule by rule
+    ///
+    /// Exit codes: 0 nothing is broken, 1 something is, 201 to 203 as `exec`.
+    Selftest(crate::selftest::cli::Selftest),
+    /// What `selftest` runs in its payloads
+    #[command(name = crate::selftest::VERB, hide = true)]
+    SelftestProbe(crate::selftest::cli::SelftestProbe),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {
@@ -149,6 +158,15 @@ fn size(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)
 }
 
+/// The network of a `--plain` payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// An empty one
+    None,
+    /// The VM's, with everything on it; what the payload sends is nobody's in particular
+    Host,
+}
+
 /// Options of `exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
@@ -164,12 +182,38 @@ pub struct Exec {
     /// Write what happens to this descriptor, one JSON object per line
     #[arg(long, value_name = "N")]
     pub json_status_fd: Option<u32>,
+    /// Without the daemon and without root: a sandbox in user namespaces of the caller's, no ports of its own and no record at the hypervisor
+    #[arg(long)]
+    pub plain: bool,
+    /// The network of a --plain payload
+    #[arg(long, value_enum, default_value_t = Net::None, requires = "plain")]
+    pub net: Net,
     /// The daemon's socket
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     pub socket: PathBuf,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// In what
+    #[command(flatten)]
+    pub openings: Openings,
+    /// A variable for the payload (repeatable)
+    #[arg(long, visible_alias = "setenv", value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// The agent's configuration [default: /etc/vestigo/agent.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The daemon's socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// Options of `status`.

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,6 +24,8 @@ use crate::{
     sandbox::{self, Ground, Sandbox, StepError, mounts, scratch::Scratch},
 };
 
+/// Between two looks at the VM's addresses and name servers while nothing else is to be done.
+const LOOK: Duration = Duration::from_secs(2);
 /// Pause after a berth could not be prepared.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -138,7 +140,7 @@ impl Berth {
         let outside = state.config.uid_base + u32::from(line.slot.0);
         // A name that nothing else has ever had: what an earlier payload could know of it leads nowhere.
         let name = PayloadUid(uuid::Uuid::new_v4()).to_string();
-        let scratch = Scratch::create(&state.config.scratch_dir, &name, outside).map_err(|e| {
+        let scratch = Scratch::create(&state.config.scratch_dir, &name, Some(outside)).map_err(|e| {
             Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
         })?;
         let resolvers = state.resolvers()?;
@@ -183,8 +185,14 @@ impl Berth {
 
     /// How to reach what runs here.
     pub(super) fn reach(&self) -> Option<Hit> {
-        let line = self.leased.line.as_ref()?.plan.clone();
-        Some(Hit { killer: self.sandbox.killer(), tree: self.group.as_ref().map(|group| group.tree().clone()), line })
+        let Line { plan, namespace, .. } = self.leased.line.as_ref()?;
+        let watched = self.leased.state.config.detail().and_then(|_| namespace.fd().try_clone_to_owned().ok());
+        Some(Hit {
+            killer: self.sandbox.killer(),
+            tree: self.group.as_ref().map(|group| group.tree().clone()),
+            line: plan.clone(),
+            namespace: watched.map(Arc::new),
+        })
     }
 
     /// The payload's uid and gid in the VM.
@@ -275,9 +283,16 @@ pub(super) fn keep_stocked(state: &Shared) {
     loop {
         let stock = pool.stock();
         let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;
-        let mut stock = pool.wanted.wait_while(stock, full).unwrap_or_else(PoisonError::into_inner);
+        let waited = pool.wanted.wait_timeout_while(stock, LOOK, full).unwrap_or_else(PoisonError::into_inner);
+        let mut stock = waited.0;
         if stock.closed {
             return;
+        }
+        if stock.ready.len() >= wanted {
+            // Ahead of whoever comes, so that a start need not look itself.
+            drop(stock);
+            state.networks().look();
+            continue;
         }
         stock.making += 1;
         drop(stock);

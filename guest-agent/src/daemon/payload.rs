@@ -199,6 +199,7 @@ impl<'a> Started<'a> {
             warn!(uid = %self.listed.uid, %error, "the end of a sandbox could not be seen");
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
+        // On record before the pilot hears it: whatever happens to this agent then, nobody is told two ends.
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
         let banned = self.listed.state.live.banned(self.listed.uid);
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);

@@ -119,7 +119,9 @@ fn prepare_for(abi: u32, writable: &[&Path], mode: Mode) -> Result<Prepared, Lan
         let device_ioctl: BitFlags<AccessFs> = AccessFs::IoctlDev.into();
         let files = write & (AccessFs::WriteFile | AccessFs::Truncate);
         for path in writable {
-            rules = allow(rules, path, write & !new_devices & !device_ioctl)?;
+            // A file alone can be bound too; the kernel takes no rights over folders for it.
+            let access = if path.is_dir() { write & !new_devices & !device_ioctl } else { files };
+            rules = allow(rules, path, access)?;
         }
         rules = allow(rules, Path::new(DEVICES), files | (write & device_ioctl))?;
         rules = allow(rules, Path::new(PROCESSES), files)?;
@@ -134,6 +136,8 @@ fn known(abi: u32) -> ABI {
 
 fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Result<RulesetCreated, LandlockError> {
     let open = PathFd::new(path).map_err(|source| LandlockError::Path { path: path.to_owned(), source })?;
+    // A payload may be shown a single file: of that, the kernel takes no rights that only a folder can give.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(ABI::V7) };
     Ok(rules.add_rule(PathBeneath::new(open, access))?)
 }
 

@@ -30,11 +30,12 @@ use super::{
 use crate::sys::{self, MountRules};
 
 /// Programs and libraries of the VM. A symbolic link (`/bin` on a merged system) stays one.
-const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+pub const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Parts of `/etc` that programs need and that are nobody's secret.
-const ETC: [&str; 8] =
+pub const ETC: [&str; 8] =
     ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki", "alternatives", "localtime"];
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The harmless devices.
+pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// What every sandbox has of its own, and another system's root cannot bring.
 pub const OWN: [&str; 7] = ["dev", "proc", "sys", "run", "tmp", "work", "var/tmp"];
 const PRIVATE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -89,11 +90,12 @@ pub(super) fn template(template: &Template) -> Result<()> {
 
 /// Adds what is the payload's own, as the VM's root, in the payload's mount namespace: the private mounts (home, `/tmp`,
 /// `/var/tmp`, `/etc/resolv.conf`), fresh `/proc`, `/dev/pts` and `/dev/shm`, what it asks for, and another system's root in place of
-/// the VM's.
+/// the VM's. `proc`: a `/proc` made before, see [`processes`].
 pub(super) fn dress(
     private: &[OwnedFd; 4],
     extras: Vec<(Extra, Option<OwnedFd>)>,
     foreign: Option<OwnedFd>,
+    processes: Option<&OwnedFd>,
 ) -> Result<()> {
     let other = !extras.is_empty() || foreign.is_some();
     let root = if other {
@@ -109,14 +111,14 @@ pub(super) fn dress(
             attach(tree, &point)?;
         }
     }
-    special(root)?;
+    special(root, processes)?;
     for (extra, tree) in extras {
         add(root, extra, tree)?;
     }
     if other { move_into(root) } else { Ok(()) }
 }
 
-fn special(root: &Path) -> Result<()> {
+fn special(root: &Path, processes: Option<&OwnedFd>) -> Result<()> {
     let pts = below(root, Path::new("/dev/pts"));
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount(Some("devpts"), &pts, Some("devpts"), quiet, Some("newinstance,ptmxmode=0666,mode=0620"))
@@ -129,7 +131,23 @@ fn special(root: &Path) -> Result<()> {
     // Not masked: a payload may make a PID namespace of its own only below a whole /proc, and what is masked elsewhere is
     // root's alone to read.
     let proc = below(root, Path::new("/proc"));
-    mount(Some("proc"), &proc, Some("proc"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>).map_err(step("mount /proc"))
+    match processes {
+        Some(tree) => attach(tree, &proc),
+        None => mount_processes(&proc),
+    }
+}
+
+fn mount_processes(at: &Path) -> Result<()> {
+    mount(Some("proc"), at, Some("proc"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>).map_err(step("mount /proc"))
+}
+
+/// A fresh `/proc` of this PID namespace, mounted nowhere yet. Without rights over the VM the kernel allows it only where a
+/// whole `/proc` can still be seen: so before the [`template`], and [`dress`] gets it. `site` is any folder.
+pub(super) fn processes(site: &Path) -> Result<OwnedFd> {
+    mount_processes(site)?;
+    let tree = sys::clone_mount(AT_FDCWD, &text(site)?, false).map_err(step("copy /proc"))?;
+    umount2(site, MntFlags::MNT_DETACH).map_err(step("put /proc aside"))?;
+    Ok(tree)
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {
