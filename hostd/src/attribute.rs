@@ -6,8 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use vestigo_model::{
-    Attribution, BEGAN_BEFORE, DomainUuid, Flow, Holder, Initiator, LEASE_REST, Lease, Payload, PayloadUid, Quality,
-    Timestamp,
+    Attribution, BEGAN_BEFORE, DomainUuid, Exit, Flow, Holder, Initiator, LEASE_REST, Lease, Payload, PayloadUid,
+    Quality, Timestamp,
 };
 
 use crate::{decode::proto, unleased};
@@ -115,7 +115,10 @@ impl LeaseBook {
     #[must_use]
     pub fn attribute(&self, flow: &Flow, began: Timestamp, agent: AgentState) -> Attribution {
         let covering = flow.marked(self.of_domain(flow.domain));
-        let mut then = covering.iter().filter(|payload| payload.held_leases_at(flow.first));
+        let then: Vec<&Payload> =
+            covering.iter().copied().filter(|payload| payload.held_leases_at(flow.first)).collect();
+        let mut then =
+            then.iter().filter(|one| !then.iter().any(|other| self.before_the_vm_was_empty(one, other, flow)));
         match (then.next(), then.next()) {
             (Some(payload), None) if held_when_begun(payload, &covering, began) => {
                 Attribution { quality: Quality::Lease, payload: Some(payload.claim.uid), reason: String::new() }
@@ -129,6 +132,15 @@ impl LeaseBook {
                 AgentState::Present => self.why_unmarked(flow, began),
             }),
         }
+    }
+
+    /// Whether the one had ended before the VM's kernel, or its agent, was last lost, and the other came after that. A new life of the
+    /// VM knows nothing of ports that rest, and nothing of what came before can still send: only within one life does a lease rest.
+    fn before_the_vm_was_empty(&self, one: &Payload, other: &Payload, flow: &Flow) -> bool {
+        let Some(end) = one.end else { return false };
+        let empty = self.of_domain(flow.domain).filter_map(|payload| payload.end).filter(|end| end.exit == Exit::Lost);
+        let mut empty = empty.map(|lost| lost.received);
+        empty.any(|time| end.received <= time && time <= other.received && time <= flow.first)
     }
 
     /// Why a flow that no lease marks is none that anybody should worry about, or that it is.
@@ -281,6 +293,21 @@ mod tests {
         book.enter(second);
         assert_eq!(ask(&book, 1, 21_100, 150, AgentState::Present), (None, "contested-lease".into()));
         assert_eq!(ask(&book, 1, 20_500, 150, AgentState::Present).0, Some(10));
+    }
+
+    #[test]
+    fn a_reboot_ends_the_rest_of_a_lease() {
+        let mut book = LeaseBook::new();
+        book.enter(payload(1, 10, 20_480, 100, Some(200)));
+        book.enter(payload(1, 11, 20_480, 250, None));
+        assert_eq!(ask(&book, 1, 20_500, 260, AgentState::Present), (None, "contested-lease".into()), "the same life");
+        let mut system = own(1, 1, Holder::System, 1024, 10);
+        system.end = Some(PayloadEnd { received: at(240), claimed: at(240), exit: Exit::Lost, silent: false });
+        book.enter(system);
+        assert_eq!(ask(&book, 1, 20_500, 260, AgentState::Present).0, Some(11), "another life");
+        assert_eq!(ask(&book, 1, 20_500, 230, AgentState::Present).0, Some(10), "a late packet before the reboot");
+        book.enter(payload(1, 12, 20_480, 255, None));
+        assert_eq!(ask(&book, 1, 20_500, 260, AgentState::Present), (None, "contested-lease".into()), "two at once");
     }
 
     fn own(domain: u128, uid: u128, holder: Holder, first: u16, from: i64) -> Payload {

@@ -14,6 +14,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod audit;
 pub mod bench;
 pub mod bins;
 pub mod console;

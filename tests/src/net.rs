@@ -99,22 +99,27 @@ impl Peer<'_> {
 
     /// Listens on a TCP port of every address.
     pub fn listen_tcp(&self, port: u16) -> Result<PeerListener> {
-        self.listen("tcp", port)
+        self.listen("tcp", &format!("[::]:{port}"))
     }
 
     /// Echoes datagrams on a UDP port of every address.
     pub fn listen_udp(&self, port: u16) -> Result<PeerListener> {
-        self.listen("udp", port)
+        self.listen("udp", &format!("[::]:{port}"))
     }
 
-    fn listen(&self, protocol: &str, port: u16) -> Result<PeerListener> {
+    /// Notes who pings it (its kernel answers): [`Seen::port`] is the identifier, [`Seen::line`] what the request held.
+    pub fn listen_ping(&self) -> Result<PeerListener> {
+        self.listen("ping", "-")
+    }
+
+    fn listen(&self, protocol: &str, place: &str) -> Result<PeerListener> {
         // `::` takes IPv4 too, whose addresses then show as mapped ones; see `parse`.
         let mut command = self.command(bins::path("testbed")?)?;
-        command.args([protocol, &format!("[::]:{port}")]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args([protocol, place]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start the peer's listener")?;
         let mut lines = BufReader::new(child.stdout.take().context("the listener has no output")?).lines();
         let first = lines.next().transpose()?;
-        ensure!(first.as_deref() == Some("ready"), "the peer could not listen on {protocol} port {port}");
+        ensure!(first.as_deref() == Some("ready"), "the peer could not listen ({protocol} {place})");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let store = Arc::clone(&seen);
         std::thread::spawn(move || {

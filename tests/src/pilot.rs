@@ -50,8 +50,7 @@ pub fn run(vm: &Vm<'_>, vo: &str, pilot: &str, works: &[Work]) -> Result<(Vec<i3
     let done = vm
         .console()
         .run(&format!("cat > /tmp/pilot.sh <<'EOF'\n{script}EOF\nsu pilot -s /bin/sh /tmp/pilot.sh"), PATIENCE)?;
-    let statuses: Vec<i32> =
-        done.output.lines().filter_map(|line| line.strip_prefix("status ")?.trim().parse().ok()).collect();
+    let statuses = statuses(&done.output);
     ensure!(statuses.len() == works.len(), "the pilot did not end as it should: {}", done.output);
     Ok((statuses, done.output))
 }
@@ -61,6 +60,59 @@ pub fn run_well(vm: &Vm<'_>, vo: &str, pilot: &str, works: &[Work]) -> Result<()
     let (statuses, output) = run(vm, vo, pilot, works)?;
     ensure!(statuses.iter().all(|status| *status == 0), "a payload failed: {output}");
     Ok(())
+}
+
+/// Payloads that run until they are told to end. Each reads from a pipe that nobody writes to; when the pipe is closed it ends.
+pub struct Crew<'a, 'b> {
+    vm: &'a Vm<'b>,
+    name: String,
+    size: usize,
+}
+
+impl<'a, 'b> Crew<'a, 'b> {
+    /// Starts everything at once, as the user `pilot`, and returns at once. `name` is a file name.
+    pub fn start(vm: &'a Vm<'b>, name: &str, vo: &str, pilot: &str, works: &[Work]) -> Result<Self> {
+        let mut script =
+            format!("cd /tmp; mkfifo {name}.gate; sleep 3600 3<> {name}.gate & echo $! > {name}.holder; set --\n");
+        for work in works {
+            script.push_str(&format!("{} < {name}.gate &\nset -- \"$@\" $!\n", exec(vo, pilot, work)));
+        }
+        script.push_str("for child; do wait $child; echo \"status $?\"; done; echo finished\n");
+        vm.console().check(&format!(
+            "cat > /tmp/{name}.sh <<'EOF'\n{script}EOF\nsu pilot -s /bin/sh /tmp/{name}.sh > /tmp/{name}.out 2>&1 < /dev/null &"
+        ))?;
+        Ok(Self { vm, name: name.to_owned(), size: works.len() })
+    }
+
+    /// What they have said so far.
+    pub fn said(&self) -> Result<String> {
+        self.vm.console().check(&format!("cat /tmp/{}.out", self.name))
+    }
+
+    /// Waits until `count` of them have said the line.
+    pub fn wait_said(&self, line: &str, count: usize) -> Result<()> {
+        let command =
+            format!("test $(grep -c '^{line}$' /tmp/{0}.out) -ge {count} || {{ cat /tmp/{0}.out; false; }}", self.name);
+        self.vm.console().until(&command, PATIENCE).map(drop)
+    }
+
+    /// Closes the pipe.
+    pub fn release(&self) -> Result<()> {
+        self.vm.console().check(&format!("kill $(cat /tmp/{}.holder)", self.name)).map(drop)
+    }
+
+    /// Waits for all to end. Gives their exit statuses in order and what they said.
+    pub fn finish(self) -> Result<(Vec<i32>, String)> {
+        self.vm.console().until(&format!("grep -q ^finished /tmp/{}.out", self.name), PATIENCE)?;
+        let said = self.said()?;
+        let statuses = statuses(&said);
+        ensure!(statuses.len() == self.size, "the pilot did not end as it should: {said}");
+        Ok((statuses, said))
+    }
+}
+
+fn statuses(said: &str) -> Vec<i32> {
+    said.lines().filter_map(|line| line.strip_prefix("status ")?.trim().parse().ok()).collect()
 }
 
 /// Waits until the VM's agent is in touch with hostd.

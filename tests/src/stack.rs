@@ -61,6 +61,7 @@ impl<'a> Stack<'a> {
         let rows: Vec<_> =
             vos.iter().map(|(vo, project)| format!("[[vo]]\nname = \"{vo}\"\nprojects = [\"{project}\"]\n")).collect();
         fs::write(stack.etc("vos.toml"), rows.concat())?;
+        fs::write(stack.etc("bans.toml"), "")?;
         fs::write(stack.etc("quarantine.toml"), stack.quarantine_toml(vault)?)?;
         Ok(stack)
     }
@@ -93,12 +94,13 @@ impl<'a> Stack<'a> {
     /// Short periods, so that a test need not wait for minutes.
     fn hostd_toml(&self) -> String {
         format!(
-            "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nchannels = \"/run/vestigo/channels\"\n\
+            "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nbans = {:?}\nchannels = \"/run/vestigo/channels\"\n\
              [libvirt]\nresync = 5\n[meter]\nfirst = 1\nactive = 5\n\
              [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n",
             self.ledger(),
             self.spool(),
             self.etc("vos.toml"),
+            self.etc("bans.toml"),
             self.pins(),
         )
     }
@@ -139,6 +141,17 @@ impl<'a> Stack<'a> {
     /// Kills hostd as a power failure of its process would: SIGKILL to the program itself.
     pub fn kill_hostd(&self) -> Result<()> {
         kill(&self.hostd)
+    }
+
+    /// Writes `bans.toml` and has hostd read it: SIGHUP, as an administrator does it.
+    pub fn ban(&self, bans: &str) -> Result<()> {
+        fs::write(self.etc("bans.toml"), bans)?;
+        let before = self.log("hostd").len();
+        let hostd = lock(&self.hostd);
+        process::signal(hostd.as_ref().context("hostd is not running")?, Signal::SIGHUP)?;
+        process::wait_for("hostd to read the bans", Duration::from_secs(30), || {
+            Ok(self.log("hostd").get(before..).is_some_and(|new| new.contains("were read again")).then_some(()))
+        })
     }
 
     /// Starts the quarantine daemon and waits until it has looked at its vault.

@@ -20,7 +20,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut answered = Vec::new();
     for (number, line) in LineReader::new().push(data).into_iter().enumerate() {
         if number % (usize::from(*first % 8) + 1) == 0 {
-            let _ = session.append(Claim::PayloadEnd { uid, exit: Exit::Code(0) }, now);
+            let _ = session.append(Claim::PayloadEnd { uid, exit: Exit::Code(0), silent: false }, now);
         }
         let Ok(line) = line else { continue };
         for (ticket, _) in session.received(&line, now).0 {

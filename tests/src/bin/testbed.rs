@@ -4,6 +4,7 @@
 //! - `testbed init NAME DIR`: first process of a site's namespaces: mounts, loopback, reaping; ends with its standard input.
 //! - `testbed exec PID NETNS PROGRAM …`: runs a program inside a site (`-` for the site's own network).
 //! - `testbed tcp ADDRESS:PORT`, `testbed udp ADDRESS:PORT`: a peer that records who came, as JSON lines.
+//! - `testbed ping -`: the same for those who ping it.
 
 use std::io::Read;
 use std::time::Duration;
@@ -21,6 +22,7 @@ fn main() -> Result<()> {
         ["exec", pid, netns, program, rest @ ..] => inside::exec::run(pid, netns, program, rest),
         ["tcp", address] => inside::peer::tcp(address),
         ["udp", address] => inside::peer::udp(address),
+        ["ping", _] => inside::peer::ping(),
         ["hold"] => hold(),
         _ => bail!("the only command for people is `testbed hold`; the test bed itself uses the others"),
     }

@@ -1,10 +1,12 @@
 //! A peer's listener: writes what it saw as JSON lines, `ready` first.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, recvfrom, socket};
 use serde_json::json;
 
 /// What the peer answers to the first line or datagram.
@@ -35,6 +37,38 @@ pub fn udp(address: &str) -> Result<()> {
         // A sender that is gone already answers with an ICMP error; the next one must still be heard.
         let _ = socket.send_to(data, remote);
     }
+}
+
+/// Notes who pings, for ever: its identifier in place of the port, and the first line of what it sent. The kernel answers.
+pub fn ping() -> Result<()> {
+    let raw = |family, protocol| {
+        socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).context("cannot open a raw socket")
+    };
+    let v4 = raw(AddressFamily::Inet, SockProtocol::Icmp)?;
+    let v6 = raw(AddressFamily::Inet6, SockProtocol::IcmpV6)?;
+    say_ready()?;
+    std::thread::spawn(move || pings(&v4, 8, true));
+    pings(&v6, 128, false)
+}
+
+/// `kind` is the echo request's type; only IPv4's raw sockets show the IP header.
+fn pings(from: &OwnedFd, kind: u8, with_header: bool) -> Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let (length, remote) = recvfrom::<SockaddrStorage>(from.as_raw_fd(), &mut buffer)?;
+        let packet = buffer.get(..length).unwrap_or_default();
+        let words = packet.first().map_or(0, |first| usize::from(first & 0x0f));
+        let message = packet.get(if with_header { words * 4 } else { 0 }..).unwrap_or_default();
+        let [found, _, _, _, high, low, _, _, text @ ..] = message else { continue };
+        let Some(remote) = remote.as_ref().and_then(address_of).filter(|_| *found == kind) else { continue };
+        let line = String::from_utf8_lossy(text).lines().next().unwrap_or_default().to_owned();
+        note(now(), SocketAddr::new(remote, u16::from_be_bytes([*high, *low])), &line)?;
+    }
+}
+
+fn address_of(remote: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = remote.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| remote.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
 fn serve(stream: TcpStream, time: u128, remote: SocketAddr) -> Result<()> {
