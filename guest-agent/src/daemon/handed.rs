@@ -30,6 +30,13 @@ struct Shown {
     writable: bool,
 }
 
+/// Who hands something over, and to whose agent.
+pub(super) struct Caller<'a> {
+    pub peer: UnixCredentials,
+    /// Folders of the agent's.
+    pub own: &'a [&'a Path],
+}
+
 /// All of it.
 pub(super) struct Descriptors {
     pub stdio: [OwnedFd; 3],
@@ -41,7 +48,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    pub(super) fn take(client: &mut Channel, peer: UnixCredentials, shape: &Shape) -> Result<Self, Refusal> {
+    pub(super) fn take(client: &mut Channel, caller: &Caller<'_>, shape: &Shape) -> Result<Self, Refusal> {
         let missing = || {
             Refusal::caller(
                 "a file that should come with the request is missing; use `guest-agent exec` of the same version",
@@ -52,11 +59,11 @@ impl Descriptors {
         for (fd, name) in stdio.iter().zip(["input", "output", "error"]) {
             check_stdio(fd, name)?;
         }
-        let rootfs = if shape.rootfs { Some(Shown::folder(next()?, peer, "--rootfs", false)?) } else { None };
-        let work = if shape.work { Some(Shown::folder(next()?, peer, "--work", true)?) } else { None };
+        let rootfs = if shape.rootfs { Some(Shown::folder(next()?, caller, "--rootfs", false)?) } else { None };
+        let work = if shape.work { Some(Shown::folder(next()?, caller, "--work", true)?) } else { None };
         let mut binds = Vec::new();
         for Bind { target, writable } in &shape.binds {
-            binds.push(Shown::check(next()?, peer, &target.display().to_string(), *writable)?);
+            binds.push(Shown::check(next()?, caller, &target.display().to_string(), *writable)?);
         }
         let writable = work.iter().chain(&binds).filter(|shown| shown.writable).map(Shown::path).collect();
         Ok(Self { stdio, rootfs, work, binds, writable })
@@ -76,16 +83,17 @@ impl Descriptors {
 }
 
 impl Shown {
-    fn folder(fd: OwnedFd, peer: UnixCredentials, name: &str, writable: bool) -> Result<Self, Refusal> {
+    fn folder(fd: OwnedFd, caller: &Caller<'_>, name: &str, writable: bool) -> Result<Self, Refusal> {
         let about = fstat(&fd).map_err(|e| Refusal::caller(format!("{name} is unusable: {e}")))?;
         if SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
             return Err(Refusal::caller(format!("{name} is not a folder; give one")));
         }
-        Self::check(fd, peer, name, writable)
+        Self::check(fd, caller, name, writable)
     }
 
     /// What a payload may write to must be the caller's own: its files there will be the caller's.
-    fn check(fd: OwnedFd, peer: UnixCredentials, name: &str, writable: bool) -> Result<Self, Refusal> {
+    fn check(fd: OwnedFd, caller: &Caller<'_>, name: &str, writable: bool) -> Result<Self, Refusal> {
+        let peer = caller.peer;
         let unusable = |e: nix::errno::Errno| Refusal::caller(format!("{name} is unusable: {e}"));
         let about = fstat(&fd).map_err(unusable)?;
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(unusable)?;
@@ -111,12 +119,13 @@ impl Shown {
         }
         let owner = (mine && peer.uid() != 0).then(|| (peer.uid(), peer.gid()));
         let shown = Self { fd, owner, writable };
-        shown.check_place(about.st_dev, name)?;
+        shown.check_place(about.st_dev, caller.own, name)?;
         Ok(shown)
     }
 
     /// Sockets, devices and processes of the VM are no files for payloads.
-    fn check_place(&self, device: u64, name: &str) -> Result<(), Refusal> {
+    fn check_place(&self, device: u64, own: &[&Path], name: &str) -> Result<(), Refusal> {
+        self.check_agents(device, own, name)?;
         let own = stat("/").map(|root| root.st_dev).ok();
         let path = self.path();
         let secret = ["/dev", "/proc", "/sys", "/run", "/var/run"].iter().any(|place| {
@@ -129,6 +138,24 @@ impl Shown {
             )));
         }
         Ok(())
+    }
+
+    /// Nor is what the agent keeps: its socket, its records, the homes of other payloads.
+    fn check_agents(&self, device: u64, own: &[&Path], name: &str) -> Result<(), Refusal> {
+        let path = self.path();
+        let holds = |folder: &&&Path| {
+            let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
+            // What is mounted below the folder shown is not shown with it.
+            let inside = folder.starts_with(&path) && stat(&folder).is_ok_and(|about| about.st_dev == device);
+            inside || path.starts_with(folder)
+        };
+        match own.iter().find(holds) {
+            Some(folder) => Err(Refusal::policy(format!(
+                "{name} is or holds {}, which is the agent's own; show a folder apart from it",
+                folder.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// As the kernel knows it.

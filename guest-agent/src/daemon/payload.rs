@@ -19,7 +19,7 @@ use super::{
     berth::{self, Berth},
     evidence::{Identified, identify},
     folders::Hold,
-    handed::Descriptors,
+    handed::{self, Descriptors},
     peer_name,
     record::{await_host, end, record},
     refuse,
@@ -141,7 +141,8 @@ impl<'a> Started<'a> {
     fn new(state: &'a Shared, client: &mut Channel, peer: UnixCredentials, asked: &Asked) -> Result<Self, Refusal> {
         let Asked { uid, request, .. } = asked;
         let pilot = asked.check()?;
-        let fds = Descriptors::take(client, peer, &request.shape)?;
+        let own = [state.config.state_dir.as_path(), state.config.scratch_dir.as_path()];
+        let fds = Descriptors::take(client, &handed::Caller { peer, own: &own }, &request.shape)?;
         let identified = identify(&state.trust(), &state.config, request, &pilot, SystemClock.now())?;
         let authenticated = SystemClock.now();
         let folders = state.folders.hold(*uid, &identified.user, &fds.writable)?;
@@ -174,7 +175,10 @@ impl<'a> Started<'a> {
         let acknowledged = record(state, client, claim)?;
         if let Err(refusal) = berth.sandbox.go() {
             end(state, *uid, Exit::NotStarted, true);
-            return Err(refusal);
+            // A ban that came after it was judged has killed it where it stood.
+            let banned =
+                state.live.banned(*uid).map(|ban| Refusal::policy(format!("refused by the hypervisor's ban {ban}")));
+            return Err(banned.unwrap_or(refusal));
         }
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
         // A client that is gone is noticed in a moment.

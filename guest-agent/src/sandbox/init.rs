@@ -92,8 +92,10 @@ pub(super) fn run(mut talk: Channel, network: OwnedFd, filters: &Filters) -> ! {
 }
 
 fn live(talk: &mut Channel, network: OwnedFd, filters: &Filters) -> Result<(), Refusal> {
-    let failed =
-        |error: StepError| Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") };
+    let failed = |error: StepError| match error.callers {
+        true => Refusal::caller(error.to_string()),
+        false => Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") },
+    };
     // With the forker's end, which is the daemon's, everything here ends.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the forker")).map_err(failed)?;
     sys::default_signals().map_err(step("reset signals")).map_err(failed)?;
