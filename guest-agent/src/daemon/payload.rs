@@ -85,6 +85,9 @@ impl Asked {
         let request = &self.request;
         request.shape.check()?;
         environment::check(&request.env, request.task.is_some())?;
+        if request.task.is_some() {
+            request.shape.check_for_task()?;
+        }
         if request.command.first().is_none_or(String::is_empty) {
             return Err(Refusal::caller("no command is given; write it after --"));
         }

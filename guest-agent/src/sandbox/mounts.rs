@@ -31,7 +31,7 @@ use super::{
 use crate::sys::{self, MountRules};
 
 /// Programs and libraries of the VM. A symbolic link (`/bin` on a merged system) stays one.
-const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+pub const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Parts of `/etc` that programs need and that are nobody's secret.
 const ETC: [&str; 8] =
     ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki", "alternatives", "localtime"];
