@@ -14,13 +14,15 @@ use std::{
 };
 
 use base64ct::{Base64UrlUnpadded, Encoding};
-use common::{Host, World, agent, file_of, text, wait_for};
+use common::{Host, World, agent, file_of, processes, text, wait_for};
 use guest_agent::{protocol::Reply, wire::Channel};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use vestigo_model::{Clock, Digest, Exit, Holder, Lease, RuleState, SystemClock, Trust, link::Claim};
+use vestigo_model::{
+    Ban, Clock, Digest, Exit, Holder, Label, Lease, RuleState, Scope, SystemClock, Trust, link::Claim,
+};
 
 const PILOT: u32 = 1000;
 const ISSUER: &str = "https://iam.example";
@@ -528,4 +530,27 @@ fn a_record_says_who_asked_and_when_what_was_established() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
+}
+
+#[test]
+fn a_ban_of_a_key_ends_what_it_signed_and_nothing_else_of_its_user() {
+    let desk = Desk::new();
+    let world = World::start(&desk.config());
+    let host = world.host();
+    let task = desk.task("task.json", "/bin/sleep", &["/bin/sleep", "4846"]);
+    let exec = || nameless(&world, &["--task", &task], &["/bin/sleep", "4846"]);
+    let signed = exec().stderr(Stdio::piped()).spawn().unwrap();
+    let mut unsigned = world.exec("alice", &["/bin/sleep", "4846"]).spawn().unwrap();
+    wait_for("both", || processes(&["/bin/sleep", "4846"]) == 2);
+    let key = host.starts().into_iter().find_map(|start| start.task).unwrap().key;
+    let (id, reason) = (Label::new("b1").unwrap(), Label::new("stolen key").unwrap());
+    host.ban(vec![Ban { id, scope: Scope::Key(key), reason, until: None }]);
+    let (code, words) = said(&signed.wait_with_output().unwrap());
+    assert!(code == Some(203) && words.contains("stolen key"), "{words}");
+    assert_eq!(processes(&["/bin/sleep", "4846"]), 1);
+    let (code, words) = said(&exec().output().unwrap());
+    assert!(code == Some(203) && words.contains("refused by the hypervisor's ban b1: stolen key"), "{words}");
+    assert!(unsigned.try_wait().unwrap().is_none());
+    unsigned.kill().unwrap();
+    unsigned.wait().unwrap();
 }

@@ -207,7 +207,8 @@ impl<'a> Started<'a> {
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
-        let banned = self.listed.state.live.banned(self.listed.uid);
+        // From here on no ban ends it any more.
+        let banned = self.listed.state.live.leave(self.listed.uid);
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);
         exit
     }
