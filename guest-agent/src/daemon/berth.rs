@@ -24,6 +24,8 @@ use crate::{
     sandbox::{self, Ground, Sandbox, StepError, mounts, scratch::Scratch},
 };
 
+/// Between two looks at the VM's addresses and name servers while nothing else is to be done.
+const LOOK: Duration = Duration::from_secs(2);
 /// Pause after a berth could not be prepared.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -275,9 +277,16 @@ pub(super) fn keep_stocked(state: &Shared) {
     loop {
         let stock = pool.stock();
         let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;
-        let mut stock = pool.wanted.wait_while(stock, full).unwrap_or_else(PoisonError::into_inner);
+        let waited = pool.wanted.wait_timeout_while(stock, LOOK, full).unwrap_or_else(PoisonError::into_inner);
+        let mut stock = waited.0;
         if stock.closed {
             return;
+        }
+        if stock.ready.len() >= wanted {
+            // Ahead of whoever comes, so that a start need not look itself.
+            drop(stock);
+            state.networks().look();
+            continue;
         }
         stock.making += 1;
         drop(stock);

@@ -35,6 +35,7 @@ use nix::{
         socket::{UnixCredentials, getsockopt, sockopt},
     },
 };
+use sd_notify::NotifyState;
 use std::os::fd::AsFd;
 use tracing::{info, warn};
 use vestigo_model::{Ban, BootId, Clock, Exit, Label, PayloadUid, SystemClock, link::Claim};
@@ -54,6 +55,8 @@ use crate::{
     wire::Channel,
 };
 
+/// How often systemd's watchdog is told that the accepting thread is alive.
+const WATCHDOG_MS: u16 = 10_000;
 /// How long payloads get to die when the daemon is told to end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -105,7 +108,9 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let (stocker, obedient) = (Arc::clone(&state), Arc::clone(&state));
     thread("stock", move || berth::keep_stocked(&stocker))?;
     thread("bans", move || bans::obey(&obedient, &bans))?;
+    notify(NotifyState::Ready);
     serve(&state, &listener, &signals);
+    notify(NotifyState::Stopping);
     farewell(&state, &own);
     Ok(())
 }
@@ -182,13 +187,19 @@ fn cgroups(config: &Config) -> Result<Option<Cgroups>, DaemonError> {
     }
 }
 
+/// Without systemd there is nobody to tell.
+fn notify(what: NotifyState<'_>) {
+    let _ = sd_notify::notify(&[what]);
+}
+
 fn serve(state: &Shared, listener: &UnixListener, signals: &SignalFd) {
     let payloads = state.config.uid_base..state.config.uid_base + u32::from(state.blocks.count());
     let gate = Arc::new(Gate::new(state.blocks.count(), state.config.allow_uids.clone(), payloads));
     loop {
         let mut fds =
             [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, PollTimeout::NONE);
+        let _ = poll(&mut fds, PollTimeout::from(WATCHDOG_MS));
+        notify(NotifyState::Watchdog);
         match signals.read_signal() {
             Ok(Some(info)) if i32::try_from(info.ssi_signo) == Ok(Signal::SIGHUP as i32) => {
                 match state.reload_trust() {

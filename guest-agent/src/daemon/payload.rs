@@ -206,6 +206,7 @@ impl<'a> Started<'a> {
             warn!(uid = %self.listed.uid, %error, "the end of a sandbox could not be seen");
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
+        // On record before the pilot hears it: whatever happens to this agent then, nobody is told two ends.
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
         // From here on no ban ends it any more.
         let banned = self.listed.state.live.leave(self.listed.uid);

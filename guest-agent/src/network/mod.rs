@@ -49,7 +49,7 @@ pub const PREFIX: &str = "vgp";
 /// Longest wait for a new interface to carry packets.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the answer to "where is the way out?" is good for.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Why a payload has no network.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +191,25 @@ impl Networks {
     #[must_use]
     pub fn own_leases(&self) -> [(OwnHolder, PortBlock); 2] {
         self.own
+    }
+
+    /// Looks at the VM's addresses and name servers now, so that nobody who asks within the next seconds has to. What is wrong
+    /// is told to whoever asks.
+    pub fn look(&self) {
+        if let Ok(around) = Surroundings::find(self.uplink.as_deref()) {
+            let mut known = lock(&self.around);
+            if known.as_ref().is_some_and(|(_, old)| old.index == around.index) {
+                *known = Some((Instant::now(), around));
+            }
+        }
+        if let Ok(own) = uplink::own_addresses() {
+            let vm = resolver::of_vm();
+            let server = resolver::local_server(&vm, &own);
+            let mut known = lock(&self.resolver);
+            if known.as_ref().map(|(server, ..)| *server) == Some(server) {
+                *known = Some((server, Instant::now(), resolver::resolvers(&vm, self.dns, &own)));
+            }
+        }
     }
 
     /// The text of every payload's `/etc/resolv.conf`. Where the VM's servers have moved, the rules move with them.

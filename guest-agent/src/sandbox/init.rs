@@ -187,17 +187,15 @@ fn serve(run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal
     if talk.send(&Report::Ready(programs.said()), &[]).is_err() {
         return Ok(());
     }
-    // The daemon went away, or decided against it.
-    let Ok(Order::Go) = talk.receive() else { return Ok(()) };
-    let (payload, mut failure) = spawn(run, &fds, &programs).map_err(agent("start the payload"))?;
+    // While the record is on its way: the payload's process, which waits in front of its first instruction.
+    let mut payload = Waiting::fork(run, &fds, &programs).map_err(agent("start the payload"))?;
     // Nothing but the payload keeps the pilot's pipes open.
     drop((programs, fds));
-    let mut errno = [0; 4];
-    if failure.read_exact(&mut errno).is_ok() {
-        return Err(exec_failed(name, Errno::from_raw(i32::from_ne_bytes(errno))));
-    }
+    // The daemon went away, or decided against it.
+    let Ok(Order::Go) = talk.receive() else { return Ok(()) };
+    payload.go().map_err(|errno| exec_failed(name, errno))?;
     let _ = talk.send(&Report::Started, &[]);
-    if let Some(exit) = watch(payload, talk, &signals) {
+    if let Some(exit) = watch(payload.pid, talk, &signals) {
         let _ = talk.send(&Report::Ended(exit), &[]);
     }
     Ok(())
@@ -229,20 +227,40 @@ fn watch_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Forks the payload. The pipe gives an errno if exec fails and ends empty if it succeeds.
-fn spawn(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<(Pid, fs::File)> {
-    let (failure, fail) = pipe2(OFlag::O_CLOEXEC)?;
-    if let Some(payload) = sys::fork_single_threaded()? {
-        drop(fail);
-        return Ok((payload, failure.into()));
-    }
-    let Err(errno) = become_payload(run, fds, programs);
-    let mut fail = fs::File::from(fail);
-    let _ = fail.write_all(&(errno as i32).to_ne_bytes());
-    sys::exit_now(127)
+/// The payload's process before its program: it has done everything but exec.
+struct Waiting {
+    pid: Pid,
+    word: fs::File,
+    /// Gives an errno if exec fails and ends empty if it succeeds.
+    failure: fs::File,
 }
 
-fn become_payload(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Infallible> {
+impl Waiting {
+    fn fork(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<Self> {
+        let (failure, fail) = pipe2(OFlag::O_CLOEXEC)?;
+        let (hear, word) = pipe2(OFlag::O_CLOEXEC)?;
+        if let Some(pid) = sys::fork_single_threaded()? {
+            return Ok(Self { pid, word: word.into(), failure: failure.into() });
+        }
+        // With the other end gone, silence means that nobody will ever give the word.
+        drop(word);
+        let Err(errno) = become_payload(run, fds, programs, hear.into());
+        let _ = fs::File::from(fail).write_all(&(errno as i32).to_ne_bytes());
+        sys::exit_now(127)
+    }
+
+    /// Gives the word and waits until the program runs.
+    fn go(&mut self) -> Result<(), Errno> {
+        self.word.write_all(b"!").map_err(|_| Errno::ESRCH)?;
+        let mut errno = [0; 4];
+        match self.failure.read_exact(&mut errno) {
+            Ok(()) => Err(Errno::from_raw(i32::from_ne_bytes(errno))),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn become_payload(run: &Run, fds: &[OwnedFd], programs: &Loaded, mut word: fs::File) -> nix::Result<Infallible> {
     setsid()?;
     let arguments = programs.arguments(&run.command);
     let text = |text: &String| CString::new(text.as_str()).map_err(|_| Errno::EINVAL);
@@ -256,6 +274,7 @@ fn become_payload(run: &Run, fds: &[OwnedFd], programs: &Loaded) -> nix::Result<
     place_descriptors(fds)?;
     sys::default_signals()?;
     SigSet::empty().thread_set_mask()?;
+    word.read_exact(&mut [0]).map_err(|_| Errno::ECANCELED)?;
     execveat(programs.runs(), c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
 }
 

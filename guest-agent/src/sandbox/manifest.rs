@@ -170,7 +170,7 @@ fn rights(facts: &Facts) -> Vec<Line> {
     let network =
         if facts.ipv6 { "own source ports by SNAT, own IPv6 address" } else { "own source ports by SNAT; no IPv6" };
     vec![
-        (11, token.0.clone(), token.1.clone()),
+        (11, token.0, token.1.clone()),
         (23, privileges.0, privileges.1),
         (29, Enforced, "the pilot's files, processes, sockets, tokens and the agent's channel are out of reach".into()),
         (31, token.0, token.1),
