@@ -249,7 +249,7 @@ fn the_agents_socket_is_out_of_reach_and_a_payload_that_gets_there_is_refused() 
     let _host = world.host();
     let connect = |path: &str| {
         format!(
-            "use Socket; socket(my $s, PF_UNIX, SOCK_STREAM, 0) or die; connect($s, sockaddr_un('{path}')) or do {{ print \"no: $!\\n\"; exit }}; \
+            "use Socket; $SIG{{PIPE}} = 'IGNORE'; socket(my $s, PF_UNIX, SOCK_STREAM, 0) or die; connect($s, sockaddr_un('{path}')) or do {{ print \"no: $!\\n\"; exit }}; \
              print $s qq({{\"type\":\"status\"}}\\n); $s->flush if $s->can('flush'); shutdown($s, 1); print scalar <$s>"
         )
     };
