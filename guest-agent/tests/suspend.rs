@@ -220,6 +220,33 @@ fn nothing_that_a_payload_can_do_keeps_its_processes_alive() {
     lift(&world, &host);
 }
 
+#[test]
+fn an_agent_that_dies_over_a_ban_leaves_the_word_of_it_to_the_next() {
+    let mut world = World::start("");
+    let host = world.host();
+    world.wait_connected();
+    let script = "for (1 .. 999) { defined(my $p = fork) or die $!; if (!$p) { sleep 4847; exit } } sleep 4847";
+    let payload = Running::spawn(&world, "alice", &[], &["perl", "-e", script]);
+    payload.wait_started();
+    wait_for("the crowd", || processes(&["perl", "-e", script]) >= 1000);
+    let list = || vec![ban("b1", Scope::User(user("alice")))];
+    host.ban(list());
+    wait_for("the list", || world.path("run/bans.json").exists());
+    world.restart();
+    let told_before = host.applied().len();
+    wait_for("their end", || processes(&["perl", "-e", script]) == 0);
+    wait_for("the next greeting", || host.book.lock().unwrap().hellos >= 2 && world.status().link.connected);
+    assert_eq!(world.run(PILOT, &[], &["true"]).0, Some(203));
+    // As hostd does at every greeting.
+    host.ban(list());
+    assert_eq!(wait_applied(&host, "b1").left, 0);
+    host.ban(list());
+    lift(&world, &host);
+    // It died after the word and before the note of it: then it is said twice.
+    assert!(host.applied().len() == 1 || told_before == 1, "{:?}", host.applied());
+    println!("told by the first agent: {told_before}");
+}
+
 /// What the issue asks for is a second; what it takes here is printed and asserted by nobody.
 #[test]
 fn a_thousand_processes_are_dead_and_said_to_be() {
