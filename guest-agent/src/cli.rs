@@ -149,6 +149,15 @@ fn size(text: &str) -> Result<u64, String> {
     digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)
 }
 
+/// The network of a `--plain` payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// An empty one
+    None,
+    /// The VM's, with everything on it; what the payload sends is nobody's in particular
+    Host,
+}
+
 /// Options of `exec`.
 #[derive(Debug, Args)]
 pub struct Exec {
@@ -164,6 +173,12 @@ pub struct Exec {
     /// Write what happens to this descriptor, one JSON object per line
     #[arg(long, value_name = "N")]
     pub json_status_fd: Option<u32>,
+    /// Without the daemon and without root: a sandbox in user namespaces of the caller's, no ports of its own and no record at the hypervisor
+    #[arg(long)]
+    pub plain: bool,
+    /// The network of a --plain payload
+    #[arg(long, value_enum, default_value_t = Net::None, requires = "plain")]
+    pub net: Net,
     /// The daemon's socket
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     pub socket: PathBuf,

@@ -37,7 +37,7 @@ const FORWARDED: [Signal; 6] =
 /// Runs a payload. The result is the process's exit code; a refusal's sentence is on standard error by then.
 #[must_use]
 pub fn exec(options: Exec) -> u8 {
-    match try_exec(options) {
+    match run(options) {
         Ok(code) => code,
         Err(Refusal { code, reason }) => {
             eprintln!("guest-agent: {reason}");
@@ -46,7 +46,14 @@ pub fn exec(options: Exec) -> u8 {
     }
 }
 
-fn try_exec(options: Exec) -> Result<u8, Refusal> {
+/// The same, without saying why not.
+///
+/// # Errors
+/// The payload did not run.
+pub fn run(options: Exec) -> Result<u8, Refusal> {
+    if options.plain {
+        return crate::plain::run(options);
+    }
     let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let mut status = options.json_status_fd.map(status_file).transpose()?;
     let socket = options.socket.clone();
@@ -79,7 +86,7 @@ fn lost(error: &WireError) -> Refusal {
     Refusal::system(format!("the agent's daemon went away ({error}); what it ran is killed; see its log"))
 }
 
-fn watch_signals() -> nix::Result<SignalFd> {
+pub(crate) fn watch_signals() -> nix::Result<SignalFd> {
     let mut mask = SigSet::empty();
     FORWARDED.into_iter().for_each(|signal| mask.add(signal));
     mask.thread_block()?;
@@ -87,7 +94,7 @@ fn watch_signals() -> nix::Result<SignalFd> {
 }
 
 /// Opens the caller's own copy; the number stays the caller's.
-fn status_file(number: u32) -> Result<fs::File, Refusal> {
+pub(crate) fn status_file(number: u32) -> Result<fs::File, Refusal> {
     fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}")).map_err(|e| {
         Refusal::caller(format!("--json-status-fd {number} cannot be written: {e}; open it before the call"))
     })
@@ -264,7 +271,7 @@ fn forward_signals(daemon: &mut Channel, signals: &SignalFd) -> Result<(), Refus
 }
 
 /// The payload's own code, 128 + N for a signal.
-fn exit_code(exit: Exit) -> u8 {
+pub(crate) fn exit_code(exit: Exit) -> u8 {
     match exit {
         Exit::Code(status) => u8::try_from(status).unwrap_or(u8::MAX),
         Exit::Signal(number) => u8::try_from(number).map_or(u8::MAX, |n| n.saturating_add(128)),

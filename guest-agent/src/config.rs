@@ -46,6 +46,17 @@ impl FailMode {
     }
 }
 
+/// What is told of a payload besides its leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Detail {
+    /// Nothing: attribution needs no more.
+    #[default]
+    Off,
+    /// Each connection and a process that holds it.
+    Connections,
+}
+
 /// An IPv4 network, `100.64.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -166,6 +177,10 @@ pub struct Config {
     pub opaque_tokens: bool,
     /// Name of the payloads' parent cgroup below the agent's own.
     pub cgroup: String,
+    /// `off`, or `connections`.
+    pub detail: Detail,
+    /// Seconds between two looks at the payloads' connections.
+    pub detail_interval: f64,
 }
 
 impl Default for Config {
@@ -198,6 +213,8 @@ impl Default for Config {
             token_max_hours: 24,
             opaque_tokens: false,
             cgroup: "vestigo".into(),
+            detail: Detail::Off,
+            detail_interval: 1.0,
         }
     }
 }
@@ -269,6 +286,12 @@ impl Config {
                 format!("{} is not a number of seconds between 0.1 and 3600", self.ack_timeout),
             ));
         }
+        if !(0.1..=60.0).contains(&self.detail_interval) {
+            return Err((
+                "detail_interval",
+                format!("{} is not a number of seconds between 0.1 and 60", self.detail_interval),
+            ));
+        }
         let limits = Limits { memory: self.memory, pids: Some(self.pids), cpu: self.cpus };
         limits.check().map_err(|error| {
             let key = if self.pids == 0 {
@@ -331,6 +354,13 @@ impl Config {
         Blocks::new(self.ports.first, self.ports.last, self.block)
     }
 
+    /// Time between two looks at the payloads' connections; `None`: they are not looked at.
+    #[must_use]
+    pub fn detail(&self) -> Option<Duration> {
+        let interval = Duration::try_from_secs_f64(self.detail_interval).unwrap_or(Duration::from_secs(1));
+        (self.detail == Detail::Connections).then_some(interval)
+    }
+
     /// How long to wait for an acknowledgement.
     #[must_use]
     pub fn ack_patience(&self) -> Duration {
@@ -391,6 +421,13 @@ mod tests {
     }
 
     #[test]
+    fn detail_is_off_until_asked_for() {
+        assert_eq!(Config::default().detail(), None);
+        let config = Config::parse("detail = \"connections\"\ndetail_interval = 2.5").unwrap();
+        assert_eq!(config.detail(), Some(Duration::from_millis(2500)));
+    }
+
+    #[test]
     fn the_default_has_54_blocks_and_room_for_them() {
         let config = Config::default();
         assert_eq!(config.blocks().unwrap().count(), 54);
@@ -416,6 +453,9 @@ mod tests {
             ("expose = [\"/run/x\"]", 1, "expose"),
             ("link = \"tcp:1\"", 1, "link"),
             ("allow_uids = [-1]", 1, "allow_uids"),
+            ("detail = \"all\"", 1, "detail"),
+            ("detail = \"connections\"\ndetail_interval = 0.01", 2, "detail_interval"),
+            ("detail_interval = nan", 1, "detail_interval"),
         ];
         for (text, line, key) in cases {
             let (at, message) = Config::parse(text).unwrap_err();

@@ -9,9 +9,10 @@ use crate::{
 };
 
 /// Variables that the sandbox sets itself.
-const RESERVED: [&str; 5] = ["HOME", "VESTIGO_PAYLOAD_UID", "USER", "LOGNAME", "BEARER_TOKEN_FILE"];
-/// Variables by which programs find more programs and libraries, folders separated by colons.
-const PATHS: [&str; 12] = [
+pub const RESERVED: [&str; 4] = ["VESTIGO_PAYLOAD_UID", "USER", "LOGNAME", "BEARER_TOKEN_FILE"];
+/// Variables by which programs find more programs and libraries, folders separated by colons; and the home, where they look too.
+const PATHS: [&str; 13] = [
+    "HOME",
     "PATH",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
@@ -42,7 +43,10 @@ pub fn check(given: &[(String, String)], signed: bool) -> Result<(), Refusal> {
             return Err(Refusal::caller(format!("the variable {key} is set by the sandbox; leave it out of --env")));
         }
         let path = PATHS.contains(&key.as_str());
-        if signed && key != "PATH" && (path || HOOKS.contains(&key.as_str()) || key.starts_with("LD_")) {
+        if signed
+            && !matches!(key.as_str(), "PATH" | "HOME")
+            && (path || HOOKS.contains(&key.as_str()) || key.starts_with("LD_"))
+        {
             return Err(Refusal::policy(format!(
                 "{key} can make another program of a task than its user signed; leave it out of --env"
             )));
@@ -95,11 +99,12 @@ mod tests {
     #[test]
     fn search_paths_are_absolute_and_a_signed_task_stays_what_it_is() {
         assert_eq!(said("PATH", "/work/bin:/usr/bin", false), None);
+        assert_eq!((said("HOME", "/srv", true), said("HOME", "srv", false)), (None, Some(201)));
         for bad in ["", ".", "bin:/usr/bin", "/usr/bin:", "/usr/bin::/bin"] {
             assert_eq!(said("PYTHONPATH", bad, false), Some(201), "{bad:?}");
         }
         assert_eq!(
-            (said("HOME", "/x", false), said("A=B", "", false), said("", "x", false)),
+            (said("USER", "x", false), said("A=B", "", false), said("", "x", false)),
             (Some(201), Some(201), Some(201))
         );
         assert_eq!(

@@ -11,11 +11,19 @@ use guest_agent::{
     daemon, identity,
     protocol::code,
     sandbox,
+    shim::{self, Shim},
 };
 use tracing::error;
 
 fn main() -> ExitCode {
     let verb = std::env::args_os().nth(1);
+    let called = std::env::args_os().next();
+    if let Some(shim) = called.as_deref().and_then(Shim::named) {
+        return shim::run(shim, std::env::args_os().skip(1).collect()).into();
+    }
+    if verb.as_deref() == Some(OsStr::new("shim")) {
+        return named(std::env::args_os().skip(2).collect());
+    }
     // The agent's own re-execution, for which the command line parser would only cost time.
     if verb.as_deref() == Some(OsStr::new(sandbox::forker::VERB)) {
         return sandbox::forker::run().into();
@@ -53,6 +61,18 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+    }
+}
+
+/// `guest-agent shim NAME …`, as if it were called by that name.
+fn named(mut words: Vec<std::ffi::OsString>) -> ExitCode {
+    let rest = words.split_off(1.min(words.len()));
+    match words.first().and_then(|name| Shim::named(name)) {
+        Some(shim) => shim::run(shim, rest).into(),
+        None => {
+            eprintln!("guest-agent: name what to stand in for: guest-agent shim apptainer|singularity|glexec …");
+            code::CALLER.into()
+        }
     }
 }
 

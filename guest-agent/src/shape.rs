@@ -64,7 +64,10 @@ impl Shape {
         if self.binds.len() + self.tmpfs.len() > MAX_BINDS {
             return Err(Refusal::caller(format!("more than {MAX_BINDS} folders are bound; bind one that holds them")));
         }
-        for target in self.binds.iter().map(|bind| &bind.target).chain(&self.tmpfs) {
+        // A folder of the caller's may take the place of the private one for temporary files, as its work directory does at home.
+        let moved = |target: &Path| target == Path::new("/tmp") || target == Path::new("/var/tmp");
+        let binds = self.binds.iter().filter(|bind| !(bind.writable && moved(&bind.target)));
+        for target in binds.map(|bind| &bind.target).chain(&self.tmpfs) {
             check_target(target)?;
         }
         if let Some(directory) = self.directory.as_ref().filter(|directory| !directory.is_absolute()) {
@@ -131,6 +134,11 @@ mod tests {
             let shape = Shape { tmpfs: vec![bad.into()], ..Shape::default() };
             assert!(shape.check().is_err(), "{bad}");
         }
+        let bound = |target: &str, writable| {
+            let binds = vec![Bind { target: target.into(), writable }];
+            Shape { binds, ..Shape::default() }.check().is_ok()
+        };
+        assert!(bound("/tmp", true) && bound("/var/tmp", true) && !bound("/tmp", false) && !bound("/work", true));
         for good in ["/data", "/work/x", "/tmp/y", "/var/lib", "/opt/a/b", "/home/user"] {
             let shape = Shape { tmpfs: vec![good.into()], ..Shape::default() };
             assert!(shape.check().is_ok(), "{good}");

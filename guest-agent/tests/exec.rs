@@ -538,3 +538,27 @@ fn start_latency() {
     println!("start_of_true_median_ms: {}", times[7].as_millis());
     assert!(times[7] < Duration::from_secs(2), "{times:?}");
 }
+
+#[test]
+fn connections_are_told_where_that_is_switched_on() {
+    let world = World::start("detail = \"connections\"\ndetail_interval = 0.2");
+    let host = world.host();
+    let listener = world.peer.inside(|| TcpListener::bind((PEER, 0)).unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let script = format!("use IO::Socket::INET; my $s = IO::Socket::INET->new('{PEER}:{port}') or die; sleep 20");
+    let mut payload = world.exec("alice", &["perl", "-e", &script]).spawn().unwrap();
+    let (_stream, from) = listener.accept().unwrap();
+    let told = || {
+        host.said().into_iter().find_map(|claim| match claim {
+            Claim::Connection(connection) if connection.peer.port() == port => Some(connection),
+            _ => None,
+        })
+    };
+    wait_for("the connection", || told().is_some());
+    let (connection, start) = (told().unwrap(), &host.starts()[0]);
+    assert!(ports(start).contains(from.port()));
+    assert_eq!((connection.payload, connection.proto, connection.uid), (start.uid, 6, (1000, 1000)));
+    assert!(connection.executable.contains("perl") && connection.pid.0 > 1, "{connection:?}");
+    payload.kill().unwrap();
+    payload.wait().unwrap();
+}

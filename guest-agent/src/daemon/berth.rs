@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -140,7 +140,7 @@ impl Berth {
         let outside = state.config.uid_base + u32::from(line.slot.0);
         // A name that nothing else has ever had: what an earlier payload could know of it leads nowhere.
         let name = PayloadUid(uuid::Uuid::new_v4()).to_string();
-        let scratch = Scratch::create(&state.config.scratch_dir, &name, outside).map_err(|e| {
+        let scratch = Scratch::create(&state.config.scratch_dir, &name, Some(outside)).map_err(|e| {
             Refusal::system(format!("no home folder below {}: {e}", state.config.scratch_dir.display()))
         })?;
         let resolvers = state.resolvers()?;
@@ -185,8 +185,14 @@ impl Berth {
 
     /// How to reach what runs here.
     pub(super) fn reach(&self) -> Option<Hit> {
-        let line = self.leased.line.as_ref()?.plan.clone();
-        Some(Hit { killer: self.sandbox.killer(), tree: self.group.as_ref().map(|group| group.tree().clone()), line })
+        let Line { plan, namespace, .. } = self.leased.line.as_ref()?;
+        let watched = self.leased.state.config.detail().and_then(|_| namespace.fd().try_clone_to_owned().ok());
+        Some(Hit {
+            killer: self.sandbox.killer(),
+            tree: self.group.as_ref().map(|group| group.tree().clone()),
+            line: plan.clone(),
+            namespace: watched.map(Arc::new),
+        })
     }
 
     /// The payload's uid and gid in the VM.

@@ -1,22 +1,21 @@
 //! What a client hands over with its request: open files, each judged before anything is made of it.
 
 use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
-        socket::{AddressFamily, SockaddrLike, SockaddrStorage, UnixCredentials, getsockname},
-        stat::{SFlag, fstat, stat},
+        socket::UnixCredentials,
+        stat::{SFlag, fstat},
     },
 };
 
 use crate::{
     protocol::Refusal,
-    sandbox::{forker::Forker, mounts, owners},
+    sandbox::{forker::Forker, mounts, owners, places},
     shape::{Bind, Shape},
     sys::MountRules,
     wire::Channel,
@@ -57,7 +56,7 @@ impl Descriptors {
         let mut next = || client.take_fd().ok_or_else(missing);
         let stdio = [next()?, next()?, next()?];
         for (fd, name) in stdio.iter().zip(["input", "output", "error"]) {
-            check_stdio(fd, name)?;
+            places::check_stream(fd, name)?;
         }
         let rootfs = if shape.rootfs { Some(Shown::folder(next()?, caller, "--rootfs", false)?) } else { None };
         let work = if shape.work { Some(Shown::folder(next()?, caller, "--work", true)?) } else { None };
@@ -65,7 +64,8 @@ impl Descriptors {
         for Bind { target, writable } in &shape.binds {
             binds.push(Shown::check(next()?, caller, &target.display().to_string(), *writable)?);
         }
-        let writable = work.iter().chain(&binds).filter(|shown| shown.writable).map(Shown::path).collect();
+        let writable =
+            work.iter().chain(&binds).filter(|shown| shown.writable).map(|shown| places::path(&shown.fd)).collect();
         Ok(Self { stdio, rootfs, work, binds, writable })
     }
 
@@ -119,48 +119,9 @@ impl Shown {
         }
         let owner = (mine && peer.uid() != 0).then(|| (peer.uid(), peer.gid()));
         let shown = Self { fd, owner, writable };
-        shown.check_place(about.st_dev, caller.own, name)?;
+        places::check(&shown.fd, name)?;
+        places::check_apart(&shown.fd, caller.own, name)?;
         Ok(shown)
-    }
-
-    /// Sockets, devices and processes of the VM are no files for payloads.
-    fn check_place(&self, device: u64, own: &[&Path], name: &str) -> Result<(), Refusal> {
-        self.check_agents(device, own, name)?;
-        let own = stat("/").map(|root| root.st_dev).ok();
-        let path = self.path();
-        let secret = ["/dev", "/proc", "/sys", "/run", "/var/run"].iter().any(|place| {
-            let same_mount = stat(*place).is_ok_and(|about| about.st_dev == device && Some(device) != own);
-            same_mount || path.starts_with(place)
-        });
-        if secret {
-            return Err(Refusal::policy(format!(
-                "{name} lies below /dev, /proc, /sys or /run of the VM, which no payload gets; copy what is needed elsewhere"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Nor is what the agent keeps: its socket, its records, the homes of other payloads.
-    fn check_agents(&self, device: u64, own: &[&Path], name: &str) -> Result<(), Refusal> {
-        let path = self.path();
-        let holds = |folder: &&&Path| {
-            let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
-            // What is mounted below the folder shown is not shown with it.
-            let inside = folder.starts_with(&path) && stat(&folder).is_ok_and(|about| about.st_dev == device);
-            inside || path.starts_with(folder)
-        };
-        match own.iter().find(holds) {
-            Some(folder) => Err(Refusal::policy(format!(
-                "{name} is or holds {}, which is the agent's own; show a folder apart from it",
-                folder.display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// As the kernel knows it.
-    fn path(&self) -> PathBuf {
-        fs::read_link(Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string())).unwrap_or_default()
     }
 
     fn detach(&self, forker: &Forker, outside: u32) -> Result<OwnedFd, Refusal> {
@@ -168,33 +129,9 @@ impl Shown {
         let owners = self.owner.map(|owner| owners::mapped(forker, owner, outside)).transpose().map_err(system)?;
         let rules =
             if self.writable { MountRules::NO_PRIVILEGE } else { MountRules::NO_PRIVILEGE.and(MountRules::READ_ONLY) };
-        mounts::detach(self.fd.as_fd(), rules, false, owners.as_ref().map(AsFd::as_fd)).map_err(system)
+        // What is mounted below comes along if all of it is as a stranger's anyway: /cvmfs is a folder of mounts. The rest of
+        // the VM's tree hangs below / alone, which is refused.
+        let recursive = self.owner.is_none() && !self.writable;
+        mounts::detach(self.fd.as_fd(), rules, recursive, owners.as_ref().map(AsFd::as_fd)).map_err(system)
     }
-}
-
-/// A directory descriptor would be a way out of the sandbox, a raw disk worse. A socket of the VM's own network would send
-/// with ports that are nobody's.
-fn check_stdio(fd: &OwnedFd, name: &str) -> Result<(), Refusal> {
-    let refuse =
-        |what: &str| Refusal::caller(format!("standard {name} is {what}; redirect it to a file, a pipe or /dev/null"));
-    let about = fstat(fd).map_err(|e| refuse(&format!("unusable ({e})")))?;
-    let flags = fcntl(fd, FcntlArg::F_GETFL).map_err(|e| refuse(&format!("unusable ({e})")))?;
-    let kind = SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT;
-    if OFlag::from_bits_retain(flags).contains(OFlag::O_PATH) {
-        return Err(refuse("only a path"));
-    }
-    match kind {
-        SFlag::S_IFDIR => Err(refuse("a directory")),
-        SFlag::S_IFBLK => Err(refuse("a block device")),
-        SFlag::S_IFSOCK if family(fd) != Some(AddressFamily::Unix) => {
-            Err(refuse("a network socket, which would leave the VM outside of the payload's ports"))
-        }
-        SFlag::S_IFSOCK | SFlag::S_IFREG | SFlag::S_IFIFO | SFlag::S_IFCHR => Ok(()),
-        // io_uring, eBPF, pidfd … have no kind at all.
-        _ => Err(refuse("no file, pipe, terminal or Unix socket")),
-    }
-}
-
-fn family(socket: &OwnedFd) -> Option<AddressFamily> {
-    getsockname::<SockaddrStorage>(socket.as_raw_fd()).ok()?.family()
 }

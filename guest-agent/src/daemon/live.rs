@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use vestigo_model::{Ban, Label, PayloadClaim, PayloadUid, Timestamp};
@@ -19,6 +20,8 @@ pub(super) struct Hit {
     pub tree: Option<Tree>,
     /// Its network.
     pub line: Plan,
+    /// The same as a namespace, where connections are watched.
+    pub namespace: Option<Arc<OwnedFd>>,
 }
 
 #[derive(Debug)]
@@ -89,6 +92,11 @@ impl Live {
             hits.push(entry.reach.clone());
         }
         hits
+    }
+
+    /// Every payload and how to reach it.
+    pub(super) fn reaches(&self) -> Vec<(PayloadUid, Hit)> {
+        self.inner().entries.iter().map(|(uid, entry)| (*uid, entry.reach.clone())).collect()
     }
 
     /// The hypervisor knows what became of this ban.

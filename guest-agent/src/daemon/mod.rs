@@ -12,6 +12,7 @@ mod payload;
 mod record;
 mod small_talk;
 mod state;
+mod watch;
 
 use std::{
     fs, io,
@@ -108,6 +109,10 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let (stocker, obedient) = (Arc::clone(&state), Arc::clone(&state));
     thread("stock", move || berth::keep_stocked(&stocker))?;
     thread("bans", move || bans::obey(&obedient, &bans))?;
+    if let Some(every) = state.config.detail() {
+        let watched = Arc::clone(&state);
+        thread("detail", move || watch::run(&watched, every))?;
+    }
     notify(NotifyState::Ready);
     serve(&state, &listener, &signals);
     notify(NotifyState::Stopping);

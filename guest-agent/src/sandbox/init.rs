@@ -4,11 +4,6 @@
 //!
 //! It cannot be traced or read by the payload, though both have the same uid: it is not dumpable.
 
-//! PID 1 of a payload: enters the new root, gives up every right, opens the program, waits for the daemon's word, runs it,
-//! reaps, passes signals on. When the first process ends it ends too, and the kernel kills the rest.
-//!
-//! It cannot be traced or read by the payload, though both have the same uid: it is not dumpable.
-
 use std::{
     convert::Infallible,
     ffi::CString,
@@ -42,6 +37,8 @@ use super::{
     failure::{StepError, step},
     landlock,
     mounts::{self, Extra},
+    owners,
+    rootless::Rootless,
     seccomp::{Filter, Mode},
 };
 use crate::{
@@ -80,8 +77,17 @@ fn lock(plan: &Plan, filters: &Filters) -> Result<landlock::Applied, Refusal> {
 }
 
 /// Never returns; what it has to say goes through the channel.
-pub(super) fn run(mut talk: Channel, network: OwnedFd, filters: &Filters) -> ! {
-    let status = match live(&mut talk, network, filters) {
+pub(super) fn run(talk: Channel, network: OwnedFd, filters: &Filters) -> ! {
+    end(talk, |talk| live(talk, network, filters))
+}
+
+/// The same for a sandbox that no root stands behind: the caller's own child, in namespaces that are the caller's.
+pub(super) fn run_rootless(talk: Channel, wish: &Rootless) -> ! {
+    end(talk, |talk| live_rootless(talk, wish))
+}
+
+fn end(mut talk: Channel, live: impl FnOnce(&mut Channel) -> Result<(), Refusal>) -> ! {
+    let status = match live(&mut talk) {
         Ok(()) => 0,
         Err(Refusal { code, reason }) => {
             let _ = talk.send(&Report::Failed { code, reason }, &[]);
@@ -92,18 +98,43 @@ pub(super) fn run(mut talk: Channel, network: OwnedFd, filters: &Filters) -> ! {
 }
 
 fn live(talk: &mut Channel, network: OwnedFd, filters: &Filters) -> Result<(), Refusal> {
-    let failed = |error: StepError| match error.callers {
-        true => Refusal::caller(error.to_string()),
-        false => Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") },
-    };
-    // With the forker's end, which is the daemon's, everything here ends.
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the forker")).map_err(failed)?;
-    sys::default_signals().map_err(step("reset signals")).map_err(failed)?;
+    begin().map_err(failed)?;
     let Ok(plan) = talk.receive::<Plan>() else { return Ok(()) };
     prepare(&plan, talk, &network).map_err(failed)?;
     drop(network);
     confine(&plan, talk).map_err(failed)?;
-    let applied = lock(&plan, filters)?;
+    attend(&plan, talk, filters)
+}
+
+fn live_rootless(talk: &mut Channel, wish: &Rootless) -> Result<(), Refusal> {
+    begin().map_err(failed)?;
+    // Until the maps are written nothing here belongs to anybody.
+    let Ok(Order::Mapped) = talk.receive() else { return Ok(()) };
+    wish.build()?;
+    unshare(CloneFlags::CLONE_NEWUSER)
+        .map_err(step("make a user namespace"))
+        .and_then(|()| owners::map_myself())
+        .and_then(|()| renounce(&wish.plan))
+        .map_err(failed)?;
+    attend(&wish.plan, talk, &Filters::compile())
+}
+
+fn failed(error: StepError) -> Refusal {
+    match error.callers {
+        true => Refusal::caller(error.to_string()),
+        false => Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") },
+    }
+}
+
+fn begin() -> Result<(), StepError> {
+    // With the end of who made it, everything here ends: the forker's, which is the daemon's, or the caller's.
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to its parent"))?;
+    sys::default_signals().map_err(step("reset signals"))
+}
+
+/// The rest is the same for all: locked up, and then at the payload's service.
+fn attend(plan: &Plan, talk: &mut Channel, filters: &Filters) -> Result<(), Refusal> {
+    let applied = lock(plan, filters)?;
     if talk.send(&Report::Prepared(applied), &[]).is_err() {
         return Ok(());
     }
@@ -138,7 +169,7 @@ fn prepare(plan: &Plan, talk: &mut Channel, network: &OwnedFd) -> Result<(), Ste
         extras.push((extra.clone(), tree));
     }
     let foreign = if plan.foreign { Some(next()?) } else { None };
-    mounts::dress(&private, extras, foreign)
+    mounts::dress(&private, extras, foreign, None)
 }
 
 /// Out of every right.
@@ -150,6 +181,11 @@ fn confine(plan: &Plan, talk: &mut Channel) -> Result<(), StepError> {
     let Order::Mapped = talk.receive().map_err(lost)? else {
         return Err(step("wait for id maps")(io::Error::other("another order came")));
     };
+    renounce(plan)
+}
+
+/// In the payload's own user namespace: becomes the payload's user, and gives up what is left.
+fn renounce(plan: &Plan) -> Result<(), StepError> {
     let (user, group) = (Uid::from_raw(INSIDE), Gid::from_raw(INSIDE));
     setresgid(group, group, group).map_err(step("become the payload's group"))?;
     setresuid(user, user, user).map_err(step("become the payload's user"))?;
@@ -161,7 +197,7 @@ fn confine(plan: &Plan, talk: &mut Channel) -> Result<(), StepError> {
     prctl::set_no_new_privs().map_err(step("renounce new privileges"))?;
     prctl::set_dumpable(false).map_err(step("close to tracing"))?;
     // After the change of ids, which clears it.
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to the forker"))
+    prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to its parent"))
 }
 
 fn limit_namespaces(kind: &str, most: &str) -> Result<(), StepError> {

@@ -120,7 +120,9 @@ fn prepare_for(abi: u32, writable: &[&Path], mode: Mode) -> Result<Prepared, Lan
         let device_ioctl: BitFlags<AccessFs> = AccessFs::IoctlDev.into();
         let files = write & (AccessFs::WriteFile | AccessFs::Truncate);
         for path in writable {
-            rules = allow(rules, path, write & !new_devices & !device_ioctl)?;
+            // A file alone can be bound too; the kernel takes no rights over folders for it.
+            let access = if path.is_dir() { write & !new_devices & !device_ioctl } else { files };
+            rules = allow(rules, path, access)?;
         }
         rules = allow(rules, Path::new(DEVICES), files | (write & device_ioctl))?;
         rules = allow(rules, Path::new(PROCESSES), files)?;

@@ -15,6 +15,8 @@ pub mod landlock;
 pub mod manifest;
 pub mod mounts;
 pub mod owners;
+pub mod places;
+pub mod rootless;
 pub mod scratch;
 pub mod seccomp;
 
@@ -186,7 +188,7 @@ pub struct Sandbox {
     talk: Channel,
     /// Its mount namespace. Whoever lets go of it last waits milliseconds for the kernel to take it apart; that is not to be
     /// its last process, whose end the pilot waits for.
-    _mounts: OwnedFd,
+    _mounts: Option<OwnedFd>,
     landlock: Option<landlock::Applied>,
 }
 
@@ -217,7 +219,7 @@ impl Sandbox {
         drop(inside);
         let killer = Killer(Arc::new(born.process.try_clone().map_err(|e| failed("copy a descriptor", e))?));
         let mounts_of = |born| owners::namespace(born, "mnt").map_err(|e| failed("open its mount namespace", e));
-        let mut sandbox = Self { killer, talk, _mounts: mounts_of(&born)?, landlock: None };
+        let mut sandbox = Self { killer, talk, _mounts: Some(mounts_of(&born)?), landlock: None };
         sandbox.talk.send(plan, fds).map_err(|e| failed("tell the inside", e))?;
         sandbox.expect(&Report::Unmapped)?;
         owners::map_payload(&born, ground.outside).map_err(|e| failed("map ids", e))?;

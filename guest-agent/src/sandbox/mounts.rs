@@ -92,11 +92,12 @@ pub(super) fn template(template: &Template) -> Result<()> {
 
 /// Adds what is the payload's own, as the VM's root, in the payload's mount namespace: the private mounts (home, `/tmp`,
 /// `/var/tmp`, `/etc/resolv.conf`), fresh `/proc`, `/dev/pts` and `/dev/shm`, what it asks for, and another system's root in place of
-/// the VM's.
+/// the VM's. `proc`: a `/proc` made before, see [`processes`].
 pub(super) fn dress(
     private: &[OwnedFd; 4],
     extras: Vec<(Extra, Option<OwnedFd>)>,
     foreign: Option<OwnedFd>,
+    processes: Option<&OwnedFd>,
 ) -> Result<()> {
     let other = !extras.is_empty() || foreign.is_some();
     let root = if other {
@@ -112,14 +113,14 @@ pub(super) fn dress(
             attach(tree, &point)?;
         }
     }
-    special(root)?;
+    special(root, processes)?;
     for (extra, tree) in extras {
         add(root, extra, tree)?;
     }
     if other { move_into(root) } else { Ok(()) }
 }
 
-fn special(root: &Path) -> Result<()> {
+fn special(root: &Path, processes: Option<&OwnedFd>) -> Result<()> {
     let pts = below(root, Path::new("/dev/pts"));
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     mount(Some("devpts"), &pts, Some("devpts"), quiet, Some("newinstance,ptmxmode=0666,mode=0620"))
@@ -132,7 +133,23 @@ fn special(root: &Path) -> Result<()> {
     // Not masked: a payload may make a PID namespace of its own only below a whole /proc, and what is masked elsewhere is
     // root's alone to read.
     let proc = below(root, Path::new("/proc"));
-    mount(Some("proc"), &proc, Some("proc"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>).map_err(step("mount /proc"))
+    match processes {
+        Some(tree) => attach(tree, &proc),
+        None => mount_processes(&proc),
+    }
+}
+
+fn mount_processes(at: &Path) -> Result<()> {
+    mount(Some("proc"), at, Some("proc"), PRIVATE | MsFlags::MS_NOEXEC, None::<&str>).map_err(step("mount /proc"))
+}
+
+/// A fresh `/proc` of this PID namespace, mounted nowhere yet. Without rights over the VM the kernel allows it only where a
+/// whole `/proc` can still be seen: so before the [`template`], and [`dress`] gets it. `site` is any folder.
+pub(super) fn processes(site: &Path) -> Result<OwnedFd> {
+    mount_processes(site)?;
+    let tree = sys::clone_mount(AT_FDCWD, &text(site)?, false).map_err(step("copy /proc"))?;
+    umount2(site, MntFlags::MNT_DETACH).map_err(step("put /proc aside"))?;
+    Ok(tree)
 }
 
 fn below(root: &Path, path: &Path) -> PathBuf {

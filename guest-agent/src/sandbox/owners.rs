@@ -22,7 +22,24 @@ use crate::sys;
 /// Gives the payload's user namespace its one uid and gid.
 pub(super) fn map_payload(born: &Born, outside: u32) -> Result<(), StepError> {
     let map = format!("{INSIDE} {outside} 1");
-    write_maps(born, &map, &map)
+    write_maps(&folder(born)?, &map, &map)
+}
+
+/// Gives a namespace that the caller made without rights its one uid and gid: the caller's own.
+pub(super) fn map_own(born: &Born) -> Result<(), StepError> {
+    write_maps(
+        &folder(born)?,
+        &format!("{INSIDE} {} 1", nix::unistd::geteuid()),
+        &format!("{INSIDE} {} 1", nix::unistd::getegid()),
+    )
+}
+
+/// The same for the namespace that this process has just made below such a one.
+pub(super) fn map_myself() -> Result<(), StepError> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let folder = nix::fcntl::open("/proc/self", flags, Mode::empty()).map_err(step("open /proc/self"))?;
+    let map = format!("{INSIDE} {INSIDE} 1");
+    write_maps(&folder, &map, &map)
 }
 
 /// A user namespace nobody lives in, in which `owner` is the payload's uid outside: a mount that carries it shows the owner's
@@ -32,7 +49,10 @@ pub(super) fn map_payload(born: &Born, outside: u32) -> Result<(), StepError> {
 /// The step and the kernel's answer.
 pub fn mapped(forker: &Forker, owner: (u32, u32), outside: u32) -> Result<OwnedFd, StepError> {
     let born = forker.holder().map_err(|e| step("make a user namespace")(io::Error::other(e)))?;
-    let result = write_maps(&born, &format!("{} {outside} 1", owner.0), &format!("{} {outside} 1", owner.1))
+    let result = folder(&born)
+        .and_then(|folder| {
+            write_maps(&folder, &format!("{} {outside} 1", owner.0), &format!("{} {outside} 1", owner.1))
+        })
         .and_then(|()| namespace(&born, "user"));
     let _ = sys::signal_process(&born.process, Signal::SIGKILL);
     result
@@ -59,10 +79,9 @@ fn folder(born: &Born) -> Result<OwnedFd, StepError> {
 
 /// Writes the maps of a process's user namespace. `setgroups` is denied first: dropping a group could otherwise gain what that
 /// group is refused.
-fn write_maps(born: &Born, users: &str, groups: &str) -> Result<(), StepError> {
-    let folder = folder(born)?;
+fn write_maps(folder: &OwnedFd, users: &str, groups: &str) -> Result<(), StepError> {
     for (name, text) in [("setgroups", "deny"), ("gid_map", groups), ("uid_map", users)] {
-        let file = openat(&folder, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
+        let file = openat(folder, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
         let file = file.map_err(step(format!("open {name}")))?;
         // One write: the kernel takes a map whole or not at all.
         File::from(file).write_all(text.as_bytes()).map_err(step(format!("write {name}")))?;

@@ -1,6 +1,7 @@
 //! A payload's folders on the VM's disk, and their removal whatever the payload left in them.
 
 use std::{
+    ffi::CStr,
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -11,9 +12,10 @@ use std::{
 
 use nix::{
     dir::{Dir, Type},
-    fcntl::{AT_FDCWD, OFlag, openat, renameat},
-    sys::stat::Mode,
-    unistd::{UnlinkatFlags, unlinkat},
+    errno::Errno,
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat},
+    sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat},
+    unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
 use super::{
@@ -29,20 +31,28 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes `home`, `tmp` and `vartmp` for this uid below `base`, which only root can enter.
+    /// Makes `work`, `tmp` and `vartmp` below `base`, which only the caller can enter: for this uid, or for the caller itself.
     ///
     /// # Errors
     /// As the file system says.
-    pub fn create(base: &Path, name: &str, owner: u32) -> io::Result<Self> {
+    pub fn create(base: &Path, name: &str, owner: Option<u32>) -> io::Result<Self> {
         let scratch = Self { path: base.join(name) };
         let mut builder = fs::DirBuilder::new();
         builder.mode(0o700).create(&scratch.path)?;
         for part in ["work", "tmp", "vartmp"] {
             let part = scratch.path.join(part);
             builder.create(&part)?;
-            chown(&part, Some(owner), Some(owner))?;
+            if owner.is_some() {
+                chown(&part, owner, owner)?;
+            }
         }
         Ok(scratch)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Gives it the name of the payload that gets it, for whoever looks at the VM's disk later.
@@ -61,14 +71,18 @@ impl Scratch {
     /// # Errors
     /// The step and the kernel's answer.
     pub fn mounts(&self) -> Result<[OwnedFd; 3], StepError> {
-        let detached = |name: &str| {
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let folder =
-                nix::fcntl::open(&self.path.join(name), flags, Mode::empty()).map_err(step("open a home folder"))?;
-            mounts::detach(folder.as_fd(), MountRules::NO_PRIVILEGE, false, None)
-        };
-        Ok([detached("work")?, detached("tmp")?, detached("vartmp")?])
+        mounts(&self.path)
     }
+}
+
+/// The same by the path of such a folder, in whatever mount namespace this process is.
+pub(super) fn mounts(path: &Path) -> Result<[OwnedFd; 3], StepError> {
+    let detached = |name: &str| {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = nix::fcntl::open(&path.join(name), flags, Mode::empty()).map_err(step("open a home folder"))?;
+        mounts::detach(folder.as_fd(), MountRules::NO_PRIVILEGE, false, None)
+    };
+    Ok([detached("work")?, detached("tmp")?, detached("vartmp")?])
 }
 
 impl Drop for Scratch {
@@ -113,7 +127,7 @@ pub fn remove(top: &Path) -> io::Result<()> {
             return fs::remove_dir(top);
         }
         for name in left {
-            match openat(&root, name.as_c_str(), flags, Mode::empty()) {
+            match open_folder(&root, &name) {
                 Ok(folder) => {
                     empty(&root, Dir::from_fd(folder)?, &mut count)?;
                     unlinkat(&root, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
@@ -125,6 +139,27 @@ pub fn remove(top: &Path) -> io::Result<()> {
     }
 }
 
+fn open_folder(parent: &Dir, name: &CStr) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    match openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::EACCES) => {
+            unlock(parent, name)?;
+            openat(parent, name, flags, Mode::empty())
+        }
+        other => other,
+    }
+}
+
+/// Opens a folder to its owner again. Root needs no such thing.
+fn unlock(parent: &Dir, name: &CStr) -> nix::Result<()> {
+    let about = fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
+        return Err(Errno::ENOTDIR);
+    }
+    // Nothing lives that could put a link in its place.
+    fchmodat(parent, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)
+}
+
 fn empty(root: &Dir, mut folder: Dir, count: &mut u64) -> io::Result<()> {
     let entries: Vec<_> = folder.iter().collect();
     for entry in entries {
@@ -132,6 +167,10 @@ fn empty(root: &Dir, mut folder: Dir, count: &mut u64) -> io::Result<()> {
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;
+        }
+        if entry.file_type() == Some(Type::Directory) && !geteuid().is_root() {
+            // To be moved elsewhere it must be writable, for its entry "..".
+            unlock(&folder, name)?;
         }
         if entry.file_type() != Some(Type::Directory) && unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).is_ok() {
             continue;
@@ -142,8 +181,7 @@ fn empty(root: &Dir, mut folder: Dir, count: &mut u64) -> io::Result<()> {
             let fresh = format!(".gone-{count}");
             match renameat(&folder, name, root, fresh.as_str()) {
                 Ok(()) => break,
-                Err(nix::errno::Errno::EEXIST | nix::errno::Errno::ENOTEMPTY | nix::errno::Errno::ENOTDIR)
-                    if *count < u64::MAX => {}
+                Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) if *count < u64::MAX => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -162,7 +200,7 @@ mod tests {
         let outside = folder.path().join("outside");
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("keep"), "").unwrap();
-        let scratch = Scratch::create(folder.path(), "one", 0).unwrap();
+        let scratch = Scratch::create(folder.path(), "one", None).unwrap();
         std::os::unix::fs::symlink(&outside, scratch.path.join("work/link")).unwrap();
         fs::create_dir(scratch.path.join("work/.gone-1")).unwrap();
         fs::write(scratch.path.join("tmp/file"), "x").unwrap();
