@@ -34,7 +34,7 @@ test: build check ## unit, property and end-to-end tests
 	CI=$${CI:-true} $(CARGO) nextest run --workspace --locked
 
 agent-static: ## the agent for VM images: release, no shared libraries
-	@CARGO_TARGET_$(TRIPLE_NAME)_RUSTFLAGS="-C target-feature=+crt-static" \
+	@CARGO_TARGET_$(TRIPLE_NAME)_RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_STRIP=symbols \
 		$(CARGO) build --release --locked -p guest-agent --target $(TRIPLE)
 	echo "$(AGENT)" >&2
 

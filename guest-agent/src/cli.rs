@@ -30,6 +30,15 @@ pub enum Command {
     Status(StatusArgs),
     /// Tasks that users sign: write a statement, print its digests, check one
     Task(crate::identity::cli::Task),
+    /// Show what `exec` with these options would enforce, without starting anything
+    Explain(Box<Explain>),
+    /// Try to break out of real payloads, harmlessly, and report rule by rule
+    ///
+    /// Exit codes: 0 nothing is broken, 1 something is, 201 to 203 as `exec`.
+    Selftest(crate::selftest::cli::Selftest),
+    /// What `selftest` runs in its payloads
+    #[command(name = crate::selftest::VERB, hide = true)]
+    SelftestProbe(crate::selftest::cli::SelftestProbe),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {
@@ -185,6 +194,26 @@ pub struct Exec {
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// In what
+    #[command(flatten)]
+    pub openings: Openings,
+    /// A variable for the payload (repeatable)
+    #[arg(long, visible_alias = "setenv", value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// The agent's configuration [default: /etc/vestigo/agent.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The daemon's socket
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    pub socket: PathBuf,
 }
 
 /// Options of `status`.

@@ -342,10 +342,15 @@ impl Config {
     /// What a payload may use, as far as this machine can limit it.
     #[must_use]
     pub fn limits(&self, cgroups: Option<&Cgroups>) -> Limits {
-        let memory = self.memory.or_else(most_memory);
-        let wanted = Limits { memory, pids: Some(self.pids), cpu: self.cpus };
+        let wanted = self.wanted_limits();
         let missing = cgroups.map_or_else(|| Part::LIMITS.to_vec(), |cgroups| cgroups.missing(&wanted));
         missing.into_iter().fold(wanted, Limits::without)
+    }
+
+    /// What a payload may use where everything can be limited.
+    #[must_use]
+    pub fn wanted_limits(&self) -> Limits {
+        Limits { memory: self.memory.or_else(most_memory), pids: Some(self.pids), cpu: self.cpus }
     }
 
     /// The lease range, cut.

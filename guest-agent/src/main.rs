@@ -8,9 +8,9 @@ use guest_agent::{
     cli::{Cli, Command, Daemon},
     client,
     config::{self, Config},
-    daemon, identity,
+    daemon, explain, identity,
     protocol::code,
-    sandbox,
+    sandbox, selftest,
     shim::{self, Shim},
 };
 use tracing::error;
@@ -47,6 +47,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::Explain(options) => explain::run(&options).into(),
+        Command::Selftest(options) => selftest::client::run(&options).into(),
+        Command::SelftestProbe(options) => selftest::inside::run(options.role, options.name.as_deref()).into(),
         Command::Man { folder } => match clap_mangen::generate_to(Cli::command(), folder) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

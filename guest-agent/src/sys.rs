@@ -1,6 +1,8 @@
 //! The kernel calls that `nix` has no safe form for. The only module of this crate with `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod probe;
+
 use std::{
     ffi::CStr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},

@@ -11,7 +11,6 @@ use ::landlock::{
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-use nix::sys::stat::{SFlag, fstat};
 use serde::{Deserialize, Serialize};
 
 use super::seccomp::Mode;
@@ -137,9 +136,8 @@ fn known(abi: u32) -> ABI {
 
 fn allow(rules: RulesetCreated, path: &Path, access: BitFlags<AccessFs>) -> Result<RulesetCreated, LandlockError> {
     let open = PathFd::new(path).map_err(|source| LandlockError::Path { path: path.to_owned(), source })?;
-    // The kernel refuses rights of folders on a file.
-    let is_folder = fstat(&open).is_ok_and(|about| SFlag::from_bits_truncate(about.st_mode).contains(SFlag::S_IFDIR));
-    let access = if is_folder { access } else { access & AccessFs::from_file(known(u32::MAX)) };
+    // A payload may be shown a single file: of that, the kernel takes no rights that only a folder can give.
+    let access = if path.is_dir() { access } else { access & AccessFs::from_file(ABI::V7) };
     Ok(rules.add_rule(PathBeneath::new(open, access))?)
 }
 

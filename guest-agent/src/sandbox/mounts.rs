@@ -33,9 +33,10 @@ use crate::sys::{self, MountRules};
 /// Programs and libraries of the VM. A symbolic link (`/bin` on a merged system) stays one.
 pub const SYSTEM: [&str; 7] = ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Parts of `/etc` that programs need and that are nobody's secret.
-const ETC: [&str; 8] =
+pub const ETC: [&str; 8] =
     ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ssl/certs", "ca-certificates", "pki", "alternatives", "localtime"];
-const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The harmless devices.
+pub const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// What every sandbox has of its own, and another system's root cannot bring.
 pub const OWN: [&str; 7] = ["dev", "proc", "sys", "run", "tmp", "work", "var/tmp"];
 const PRIVATE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
