@@ -4,7 +4,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup::Limits, protocol::Refusal, sandbox::mounts::OWN};
+use crate::{
+    cgroup::Limits,
+    protocol::Refusal,
+    sandbox::mounts::{OWN, SYSTEM},
+};
 
 /// Most folders and files that one caller may show its payload.
 pub const MAX_BINDS: usize = 16;
@@ -76,6 +80,25 @@ impl Shape {
                 Err(Refusal::caller(format!("--hostname {name:?}: use at most 63 letters, digits, dots and hyphens")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl Shape {
+    /// Whether it leaves a signed task what its user signed: with other libraries in the system's place it would be another
+    /// program. (A whole other root is a choice that the record shows.)
+    ///
+    /// # Errors
+    /// A sentence for the caller.
+    pub fn check_for_task(&self) -> Result<(), Refusal> {
+        let system =
+            |target: &&PathBuf| SYSTEM.iter().chain(&["etc"]).any(|name| target.starts_with(Path::new("/").join(name)));
+        match self.binds.iter().map(|bind| &bind.target).chain(&self.tmpfs).find(system) {
+            Some(target) => Err(Refusal::policy(format!(
+                "{} can make another program of a task than its user signed; mount on a folder that is not the system's",
+                target.display()
+            ))),
+            None => Ok(()),
         }
     }
 }

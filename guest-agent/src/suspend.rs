@@ -1,6 +1,7 @@
 //! The hypervisor's bans as this VM holds them. Pure; what they do to running payloads is in the daemon.
 
-use vestigo_model::{Ban, PayloadClaim, Timestamp};
+use serde::{Deserialize, Serialize};
+use vestigo_model::{Ban, Label, PayloadClaim, Timestamp};
 
 /// Most bans that are held. What is beyond is counted and hit by hostd alone, which refuses such starts itself.
 pub const MAX_BANS: usize = 4096;
@@ -28,34 +29,39 @@ impl Incoming {
     }
 }
 
-/// The list in force.
-#[derive(Debug, Default)]
-pub struct Bans(Vec<Ban>);
+/// The list in force. Outlives the agent, with what the hypervisor was not told yet.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Bans {
+    bans: Vec<Ban>,
+    /// In force, and not told: an agent that dies meanwhile leaves it to the next to say that nothing is left.
+    untold: Vec<Label>,
+}
 
 impl Bans {
-    /// One from an earlier life of the agent.
-    #[must_use]
-    pub const fn new(bans: Vec<Ban>) -> Self {
-        Self(bans)
+    /// The new list takes the place of the old one; gives what was not there, or not so, or not told before.
+    pub fn replace(&mut self, bans: Vec<Ban>) -> Vec<Ban> {
+        let news = |ban: &&Ban| !self.bans.contains(ban) || self.untold.contains(&ban.id);
+        let fresh: Vec<Ban> = bans.iter().filter(news).cloned().collect();
+        self.untold = fresh.iter().map(|ban| ban.id.clone()).collect();
+        self.bans = bans;
+        fresh
     }
 
-    /// The new list takes the place of the old one; gives what was not there, or not so, before.
-    pub fn replace(&mut self, bans: Vec<Ban>) -> Vec<Ban> {
-        let fresh = bans.iter().filter(|ban| !self.0.contains(ban)).cloned().collect();
-        self.0 = bans;
-        fresh
+    /// The hypervisor knows what became of it.
+    pub fn told(&mut self, id: &Label) {
+        self.untold.retain(|untold| untold != id);
     }
 
     /// All of them.
     #[must_use]
     pub fn all(&self) -> &[Ban] {
-        &self.0
+        &self.bans
     }
 
     /// The first that hits.
     #[must_use]
     pub fn hit(&self, claim: &PayloadClaim, now: Timestamp) -> Option<&Ban> {
-        self.0.iter().find(|ban| ban.hits(claim, now))
+        self.bans.iter().find(|ban| ban.hits(claim, now))
     }
 }
 
@@ -78,7 +84,12 @@ mod tests {
         assert_eq!(incoming.take(vec![ban("b")], true), None);
         let list = incoming.take(vec![ban("c")], false).unwrap();
         assert_eq!(list, [ban("b"), ban("c")]);
-        let mut bans = Bans::new(vec![ban("b")]);
+        let mut bans = Bans::default();
+        assert_eq!(bans.replace(vec![ban("b")]), [ban("b")]);
+        // Until it is told it is news, and that outlives the agent.
+        let mut next: Bans = serde_json::from_str(&serde_json::to_string(&bans).unwrap()).unwrap();
+        assert_eq!(next.replace(vec![ban("b")]), [ban("b")]);
+        bans.told(&ban("b").id);
         assert_eq!(bans.replace(list), [ban("c")]);
         assert!(bans.replace(Vec::new()).is_empty() && bans.all().is_empty());
     }

@@ -14,6 +14,7 @@ use super::{
     live::Hit,
     state::{Shared, State},
 };
+use crate::suspend::Bans;
 
 /// How long what a ban hit gets to be gone. What is stuck in the kernel for longer is reported as left, and cut off.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,16 +24,16 @@ pub(super) fn obey(state: &Shared, lists: &Receiver<Vec<Ban>>) {
     for list in lists {
         let received = SystemClock.now();
         let fresh = state.live.replace_bans(list);
-        if let Err(error) = keep(state) {
-            warn!(%error, "the bans cannot be written down; a restart of the agent would have to hear them again");
-        }
+        keep(state);
         for ban in fresh {
             let applied = apply(state, &ban, received);
             info!(ban = %ban.id, payloads = applied.payloads, left = applied.left, "ban in force");
-            if let Err(error) = state.link.record(Claim::BanApplied(applied)) {
-                error!(ban = %ban.id, %error, "that a ban is in force cannot be told");
+            match state.link.record(Claim::BanApplied(applied)) {
+                Ok(_) => state.live.told(&ban.id),
+                Err(error) => error!(ban = %ban.id, %error, "that a ban is in force cannot be told"),
             }
         }
+        keep(state);
     }
 }
 
@@ -79,21 +80,23 @@ fn count(hits: &[Hit]) -> u32 {
 }
 
 /// The list outlives the agent within one boot: in open mode payloads start without the hypervisor's word.
-fn keep(state: &State) -> io::Result<()> {
-    let text = serde_json::to_vec(&state.live.bans())?;
+fn keep(state: &State) {
     let (path, fresh) = (state.config.state_dir.join("bans.json"), state.config.state_dir.join("bans.new"));
-    fs::write(&fresh, text)?;
-    fs::rename(&fresh, path)
+    let text = serde_json::to_vec(&state.live.bans()).map_err(io::Error::other);
+    let kept = text.and_then(|text| fs::write(&fresh, text)).and_then(|()| fs::rename(&fresh, path));
+    if let Err(error) = kept {
+        warn!(%error, "the bans cannot be written down; a restart of the agent would have to hear them again");
+    }
 }
 
 /// What an earlier agent of this boot was told.
 ///
 /// # Errors
 /// The file is there and cannot be read.
-pub(super) fn kept(folder: &std::path::Path) -> io::Result<Vec<Ban>> {
+pub(super) fn kept(folder: &std::path::Path) -> io::Result<Bans> {
     match fs::read(folder.join("bans.json")) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Bans::default()),
         Err(error) => Err(error),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -29,6 +29,13 @@ struct Shown {
     writable: bool,
 }
 
+/// Who hands something over, and to whose agent.
+pub(super) struct Caller<'a> {
+    pub peer: UnixCredentials,
+    /// Folders of the agent's.
+    pub own: &'a [&'a Path],
+}
+
 /// All of it.
 pub(super) struct Descriptors {
     pub stdio: [OwnedFd; 3],
@@ -40,7 +47,7 @@ pub(super) struct Descriptors {
 }
 
 impl Descriptors {
-    pub(super) fn take(client: &mut Channel, peer: UnixCredentials, shape: &Shape) -> Result<Self, Refusal> {
+    pub(super) fn take(client: &mut Channel, caller: &Caller<'_>, shape: &Shape) -> Result<Self, Refusal> {
         let missing = || {
             Refusal::caller(
                 "a file that should come with the request is missing; use `guest-agent exec` of the same version",
@@ -51,11 +58,11 @@ impl Descriptors {
         for (fd, name) in stdio.iter().zip(["input", "output", "error"]) {
             places::check_stream(fd, name)?;
         }
-        let rootfs = if shape.rootfs { Some(Shown::folder(next()?, peer, "--rootfs", false)?) } else { None };
-        let work = if shape.work { Some(Shown::folder(next()?, peer, "--work", true)?) } else { None };
+        let rootfs = if shape.rootfs { Some(Shown::folder(next()?, caller, "--rootfs", false)?) } else { None };
+        let work = if shape.work { Some(Shown::folder(next()?, caller, "--work", true)?) } else { None };
         let mut binds = Vec::new();
         for Bind { target, writable } in &shape.binds {
-            binds.push(Shown::check(next()?, peer, &target.display().to_string(), *writable)?);
+            binds.push(Shown::check(next()?, caller, &target.display().to_string(), *writable)?);
         }
         let writable =
             work.iter().chain(&binds).filter(|shown| shown.writable).map(|shown| places::path(&shown.fd)).collect();
@@ -76,16 +83,17 @@ impl Descriptors {
 }
 
 impl Shown {
-    fn folder(fd: OwnedFd, peer: UnixCredentials, name: &str, writable: bool) -> Result<Self, Refusal> {
+    fn folder(fd: OwnedFd, caller: &Caller<'_>, name: &str, writable: bool) -> Result<Self, Refusal> {
         let about = fstat(&fd).map_err(|e| Refusal::caller(format!("{name} is unusable: {e}")))?;
         if SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
             return Err(Refusal::caller(format!("{name} is not a folder; give one")));
         }
-        Self::check(fd, peer, name, writable)
+        Self::check(fd, caller, name, writable)
     }
 
     /// What a payload may write to must be the caller's own: its files there will be the caller's.
-    fn check(fd: OwnedFd, peer: UnixCredentials, name: &str, writable: bool) -> Result<Self, Refusal> {
+    fn check(fd: OwnedFd, caller: &Caller<'_>, name: &str, writable: bool) -> Result<Self, Refusal> {
+        let peer = caller.peer;
         let unusable = |e: nix::errno::Errno| Refusal::caller(format!("{name} is unusable: {e}"));
         let about = fstat(&fd).map_err(unusable)?;
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(unusable)?;
@@ -112,6 +120,7 @@ impl Shown {
         let owner = (mine && peer.uid() != 0).then(|| (peer.uid(), peer.gid()));
         let shown = Self { fd, owner, writable };
         places::check(&shown.fd, name)?;
+        places::check_apart(&shown.fd, caller.own, name)?;
         Ok(shown)
     }
 

@@ -45,8 +45,8 @@ pub(super) struct Live(Mutex<Inner>);
 
 impl Live {
     /// With the bans of an earlier life.
-    pub(super) fn new(bans: Vec<Ban>) -> Self {
-        Self(Mutex::new(Inner { bans: Bans::new(bans), ..Inner::default() }))
+    pub(super) fn new(bans: Bans) -> Self {
+        Self(Mutex::new(Inner { bans, ..Inner::default() }))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -99,8 +99,14 @@ impl Live {
         self.inner().entries.iter().map(|(uid, entry)| (*uid, entry.reach.clone())).collect()
     }
 
-    pub(super) fn bans(&self) -> Vec<Ban> {
-        self.inner().bans.all().to_vec()
+    /// The hypervisor knows what became of this ban.
+    pub(super) fn told(&self, ban: &Label) {
+        self.inner().bans.told(ban);
+    }
+
+    /// To be written down.
+    pub(super) fn bans(&self) -> Bans {
+        self.inner().bans.clone()
     }
 
     /// Kills every payload; how many are still there.

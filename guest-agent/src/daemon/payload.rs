@@ -19,7 +19,7 @@ use super::{
     berth::{self, Berth},
     evidence::{Identified, identify},
     folders::Hold,
-    handed::Descriptors,
+    handed::{self, Descriptors},
     peer_name,
     record::{await_host, end, record},
     refuse,
@@ -85,6 +85,9 @@ impl Asked {
         let request = &self.request;
         request.shape.check()?;
         environment::check(&request.env, request.task.is_some())?;
+        if request.task.is_some() {
+            request.shape.check_for_task()?;
+        }
         if request.command.first().is_none_or(String::is_empty) {
             return Err(Refusal::caller("no command is given; write it after --"));
         }
@@ -141,7 +144,8 @@ impl<'a> Started<'a> {
     fn new(state: &'a Shared, client: &mut Channel, peer: UnixCredentials, asked: &Asked) -> Result<Self, Refusal> {
         let Asked { uid, request, .. } = asked;
         let pilot = asked.check()?;
-        let fds = Descriptors::take(client, peer, &request.shape)?;
+        let own = [state.config.state_dir.as_path(), state.config.scratch_dir.as_path()];
+        let fds = Descriptors::take(client, &handed::Caller { peer, own: &own }, &request.shape)?;
         let identified = identify(&state.trust(), &state.config, request, &pilot, SystemClock.now())?;
         let authenticated = SystemClock.now();
         let folders = state.folders.hold(*uid, &identified.user, &fds.writable)?;
@@ -174,7 +178,10 @@ impl<'a> Started<'a> {
         let acknowledged = record(state, client, claim)?;
         if let Err(refusal) = berth.sandbox.go() {
             end(state, *uid, Exit::NotStarted, true);
-            return Err(refusal);
+            // A ban that came after it was judged has killed it where it stood.
+            let banned =
+                state.live.banned(*uid).map(|ban| Refusal::policy(format!("refused by the hypervisor's ban {ban}")));
+            return Err(banned.unwrap_or(refusal));
         }
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
         // A client that is gone is noticed in a moment.
@@ -201,7 +208,8 @@ impl<'a> Started<'a> {
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         // On record before the pilot hears it: whatever happens to this agent then, nobody is told two ends.
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
-        let banned = self.listed.state.live.banned(self.listed.uid);
+        // From here on no ban ends it any more.
+        let banned = self.listed.state.live.leave(self.listed.uid);
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);
         exit
     }

@@ -10,7 +10,7 @@ use std::{
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
-use vestigo_model::{Ban, BootId};
+use vestigo_model::BootId;
 
 use super::{
     berth::{self, Pool},
@@ -28,6 +28,7 @@ use crate::{
     protocol::Refusal,
     sandbox::forker::Forker,
     status::{PoolStatus, Status},
+    suspend::Bans,
 };
 
 /// The state, shared.
@@ -77,7 +78,7 @@ pub struct Pieces {
     /// Whom to believe.
     pub trust: TrustFiles,
     /// What an earlier agent of this boot was told.
-    pub bans: Vec<Ban>,
+    pub bans: Bans,
 }
 
 /// Leases as they are kept between two lives of the agent.

@@ -139,13 +139,14 @@ impl Session {
 
     /// Makes a record. The line comes back too, for the spool: it must be there before it is sent.
     ///
-    /// When too much waits only the end of something that ran, or was banned, is still taken.
+    /// When too much waits only the end of something that ran, or was banned, and the VM's own leases are still taken.
     ///
     /// # Errors
     /// [`AppendError`]; nothing has changed then, a counter apart.
     pub fn append(&mut self, claim: Claim, now: Timestamp) -> Result<(Ticket, Vec<u8>), AppendError> {
-        if !ends_something(&claim) && self.bytes >= self.limit {
-            self.refused_full += 1;
+        if !always_taken(&claim) && self.bytes >= self.limit {
+            // What is told besides payloads is left out in silence: it would only say the same.
+            self.refused_full += u64::from(matches!(claim, Claim::PayloadStart(_)));
             return Err(AppendError::Full(self.bytes));
         }
         let line = self.make(claim.clone(), now).ok_or(AppendError::TooLong)?;
@@ -362,9 +363,14 @@ impl Session {
     }
 }
 
-/// What must not be lost, because something would seem to go on for ever.
-const fn ends_something(claim: &Claim) -> bool {
-    matches!(claim, Claim::PayloadEnd { .. } | Claim::BanApplied(_))
+/// What must not be lost: an end, without which something would seem to go on for ever, and the VM's own leases, which are said once
+/// in an agent's life.
+const fn always_taken(claim: &Claim) -> bool {
+    match claim {
+        Claim::PayloadEnd { .. } | Claim::BanApplied(_) => true,
+        Claim::PayloadStart(start) => !start.holder.is_payload(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

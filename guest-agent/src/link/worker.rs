@@ -263,6 +263,8 @@ impl Worker {
                     if let Ok(ticket) = &result {
                         self.waiting.push((*ticket, verdict));
                     }
+                    // Whoever has made a record and asks how the link is finds it there: an agent that ends waits for its last ones.
+                    self.publish();
                     let _ = made.send(result);
                 }
                 Ok(Command::Debt(ticket)) => {

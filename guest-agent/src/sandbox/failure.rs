@@ -10,9 +10,16 @@ pub struct StepError {
     pub step: String,
     /// Why not.
     pub source: io::Error,
+    /// What the caller asked for cannot be; nothing is broken.
+    pub callers: bool,
 }
 
 /// Names a step for its error.
 pub(super) fn step<E: Into<io::Error>>(step: impl Into<String>) -> impl FnOnce(E) -> StepError {
-    move |error| StepError { step: step.into(), source: error.into() }
+    move |error| StepError { step: step.into(), source: error.into(), callers: false }
+}
+
+/// What the caller asked for cannot be: the thing, and why with the remedy.
+pub(super) fn mistake(thing: impl Into<String>, why: impl Into<String>) -> StepError {
+    StepError { step: thing.into(), source: io::Error::other(why.into()), callers: true }
 }

@@ -120,7 +120,10 @@ fn live_rootless(talk: &mut Channel, wish: &Rootless) -> Result<(), Refusal> {
 }
 
 fn failed(error: StepError) -> Refusal {
-    Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") }
+    match error.callers {
+        true => Refusal::caller(error.to_string()),
+        false => Refusal { code: code::AGENT, reason: format!("the sandbox could not be built: {error}") },
+    }
 }
 
 fn begin() -> Result<(), StepError> {

@@ -59,7 +59,14 @@ fn files(facts: &Facts) -> Vec<Line> {
         _ => String::new(),
     };
     let own = (Enforced, format!("own uid, mount root, /work, /tmp, /var/tmp, /dev/shm{locks}"));
+    let locked = facts.landlock.as_ref().is_some_and(|applied| applied.fs);
     let shared = |fine: &str| match written {
+        // The read-only mark of a mount does not pass to what is mounted below it afterwards.
+        _ if facts.exposed && !locked => (
+            Degraded,
+            "what is mounted later below a folder of `expose` is as writable as its own rights say: no Landlock rules"
+                .to_owned(),
+        ),
         0 => (Enforced, fine.to_owned()),
         n => (
             Enforced,
@@ -230,6 +237,10 @@ mod tests {
         );
         let bind = Bind { target: "/d".into(), writable: false };
         assert_eq!(weak(&shape(Shape { binds: vec![bind], ..Shape::default() })), ["R-ISO-21", "R-ISO-4", "R-ISO-8"]);
+        let exposed = Facts { exposed: true, ..usual() };
+        assert_eq!(weak(&exposed), ["R-ISO-17", "R-ISO-19", "R-ISO-21", "R-ISO-4", "R-ISO-8"]);
+        let locks = Applied { abi: 7, fs: true, scoped: true, missing: Vec::new() };
+        assert_eq!(weak(&Facts { landlock: Some(locks), ..exposed }), ["R-ISO-21", "R-ISO-4", "R-ISO-8"]);
         assert_eq!(weak(&shape(Shape { nested: true, ..Shape::default() })), ["R-ISO-23"]);
         assert_eq!(weak(&Facts { limits: Limits::default(), ..usual() }), ["R-ISO-34"]);
         assert_eq!(weak(&Facts { token: Some(false), ..usual() }), ["R-ISO-11", "R-ISO-31"]);

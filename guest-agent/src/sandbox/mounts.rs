@@ -5,7 +5,7 @@
 //! from a descriptor (`open_tree`, `move_mount`), so no path is looked up twice.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, OsStr},
     fs::{self, File},
     io,
     os::{
@@ -16,16 +16,17 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
+    sys::stat::{Mode, SFlag, mkdirat, mknodat},
     unistd::{chdir, pivot_root},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     HOME, INSIDE,
-    failure::{StepError, step},
+    failure::{StepError, mistake, step},
 };
 use crate::sys::{self, MountRules};
 
@@ -44,6 +45,8 @@ const SHARED: MountRules = MountRules::READ_ONLY.and(MountRules::NO_PRIVILEGE);
 const SITE: &str = "/tmp";
 /// Where another system's root waits meanwhile.
 const FOREIGN: &str = "/var/tmp";
+/// Most entries of another system's root, and of its `/var`.
+const MAX_ENTRIES: usize = 256;
 const RESOLVERS: &str = "/etc/resolv.conf";
 
 type Result<T> = std::result::Result<T, StepError>;
@@ -176,12 +179,11 @@ fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
         }
         None => Path::new("/"),
     };
-    let entries = fs::read_dir(source).map_err(step("read the root's folder"))?;
-    for entry in entries {
-        let name = entry.map_err(step("read the root's folder"))?.file_name();
-        if !OWN.iter().any(|own| name == *own) && (name != "var" || foreign.is_some()) {
-            copy_entry(&source.join(&name), &site.join(&name))?;
-        }
+    copy_entries(source, site, |name| OWN.iter().any(|own| name == *own) || name == "var")?;
+    // Apart, because its `tmp` is the sandbox's own, and many systems have none. A link in its place is no folder of theirs.
+    folder(&site.join("var"))?;
+    if foreign.is_some() && is_folder(&source.join("var")) {
+        copy_entries(&source.join("var"), &site.join("var"), |name| name == "tmp")?;
     }
     folder(&site.join("dev"))?;
     show_at(Path::new("/dev"), &site.join("dev"), None)?;
@@ -189,7 +191,7 @@ fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
         // Names and resolvers are the sandbox's whatever system it shows.
         for name in ["resolv.conf", "hosts", "passwd", "group", "nsswitch.conf"] {
             let at = site.join("etc").join(name);
-            if is_file(&at) {
+            if is_folder(&site.join("etc")) && is_file(&at) {
                 show_at(&Path::new("/etc").join(name), &at, None)?;
             }
         }
@@ -206,6 +208,27 @@ fn other_root(foreign: Option<OwnedFd>) -> Result<()> {
 
 fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|about| about.is_file())
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|about| about.is_dir())
+}
+
+/// Shows all entries of a folder but some: each costs a mount.
+fn copy_entries(from: &Path, at: &Path, left_out: impl Fn(&OsStr) -> bool) -> Result<()> {
+    for (number, entry) in fs::read_dir(from).map_err(step("read the root's folder"))?.enumerate() {
+        if number == MAX_ENTRIES {
+            let why = format!(
+                "a folder of the image has more than {MAX_ENTRIES} entries; name the folder that holds usr and etc"
+            );
+            return Err(mistake("--rootfs", why));
+        }
+        let name = entry.map_err(step("read the root's folder"))?.file_name();
+        if !left_out(&name) {
+            copy_entry(&from.join(&name), &at.join(&name))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy_entry(from: &Path, at: &Path) -> Result<()> {
@@ -233,8 +256,15 @@ fn add(root: &Path, extra: Extra, tree: Option<OwnedFd>) -> Result<()> {
         .metadata()
         .map_err(step("look at a mount"))?
         .is_dir();
-    let at = place(root, at, is_folder)?;
-    sys::attach_mount(&fresh, &at).map_err(step("mount what was asked for"))
+    let place = place(root, at, is_folder)?;
+    let place_is_folder = File::from(place.try_clone().map_err(step("copy a descriptor"))?)
+        .metadata()
+        .map_err(step("look at a mount point"))?
+        .is_dir();
+    if place_is_folder != is_folder {
+        return Err(no_place(at, Errno::ENOTDIR));
+    }
+    sys::attach_mount(&fresh, &place).map_err(step("mount what was asked for"))
 }
 
 /// An empty folder in memory, mounted nowhere yet.
@@ -246,42 +276,58 @@ fn memory() -> Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Opens a place inside the new root, making it where the root is the sandbox's own.
+/// Opens a place inside the new root, making it where the root is the sandbox's own. No link is followed: an image of the
+/// caller's could lead a mount onto `/proc`, or the root itself, from which the last steps out of the VM's rights are taken.
 fn place(root: &Path, at: &Path, folder: bool) -> Result<OwnedFd> {
-    let inside = |what: &str| format!("{what} {} inside the sandbox", at.display());
-    let how = |flags| OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = |flags| {
+        let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve)
+    };
     let root = nix::fcntl::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(step("open the new root"))?;
     let relative = at.strip_prefix("/").unwrap_or(at);
+    let mut parent = root.try_clone().map_err(step("copy a descriptor"))?;
     let mut done = PathBuf::new();
     let parts: Vec<_> = relative.components().collect();
     for (number, part) in parts.iter().enumerate() {
-        let Component::Normal(name) = part else {
-            return Err(step(inside("look up"))(io::Error::from(io::ErrorKind::InvalidInput)));
-        };
-        let last = number + 1 == parts.len();
-        let parent = if done.as_os_str().is_empty() {
-            root.try_clone().map_err(step("copy a descriptor"))?
-        } else {
-            openat2(&root, &done, how(OFlag::O_PATH | OFlag::O_DIRECTORY)).map_err(step(inside("open")))?
-        };
+        let Component::Normal(name) = part else { return Err(no_place(at, Errno::EINVAL)) };
         done.push(name);
-        if openat2(&root, &done, how(OFlag::O_PATH)).is_err() {
-            let made = if last && !folder {
-                nix::sys::stat::mknodat(
-                    &parent,
-                    *name,
-                    nix::sys::stat::SFlag::S_IFREG,
-                    Mode::from_bits_truncate(0o644),
-                    0,
-                )
-            } else {
-                nix::sys::stat::mkdirat(&parent, *name, Mode::from_bits_truncate(0o755))
-            };
-            made.map_err(step(inside("make the mount point")))?;
-        }
+        let is_folder = folder || number + 1 < parts.len();
+        let flags = if is_folder { OFlag::O_PATH | OFlag::O_DIRECTORY } else { OFlag::O_PATH };
+        parent = match openat2(&root, &done, how(flags)) {
+            Ok(there) => there,
+            Err(Errno::ENOENT) => {
+                make(&parent, name, is_folder).map_err(|e| no_place(at, e))?;
+                openat2(&root, &done, how(flags)).map_err(|e| no_place(at, e))?
+            }
+            Err(error) => return Err(no_place(at, error)),
+        };
     }
-    openat2(&root, &done, how(OFlag::O_PATH)).map_err(step(inside("open")))
+    Ok(parent)
+}
+
+/// An empty folder or file to mount on.
+fn make(parent: &OwnedFd, name: &OsStr, folder: bool) -> nix::Result<()> {
+    if folder {
+        mkdirat(parent, name, Mode::from_bits_truncate(0o755))
+    } else {
+        mknodat(parent, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0)
+    }
+}
+
+/// Why something of the caller's cannot be mounted there, and what would do.
+fn no_place(at: &Path, error: Errno) -> StepError {
+    let why = match error {
+        Errno::EROFS => {
+            "it does not exist, and the root is read-only there; mount on a folder that exists, on a new one beside /usr, or below /work or /tmp"
+        }
+        Errno::ELOOP => "there is a symbolic link on the way; name the folder that it leads to",
+        Errno::ENOTDIR => "a folder is mounted on a folder, a file on a file; it is the other here",
+        // A folder of the caller's, in which root has no name.
+        Errno::EOVERFLOW | Errno::EACCES => "it does not exist in the caller's folder; make it there before the call",
+        _ => error.desc(),
+    };
+    mistake(format!("{} inside the sandbox", at.display()), why)
 }
 
 fn folder(path: &Path) -> Result<()> {

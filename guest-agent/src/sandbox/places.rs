@@ -44,6 +44,29 @@ pub fn check(open: impl AsFd, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Judges whether it is apart from folders of the agent's: its socket, its records, the homes of other payloads. They need not lie in
+/// one of the places above.
+///
+/// # Errors
+/// A sentence for the caller.
+pub fn check_apart(open: impl AsFd, own: &[&Path], name: &str) -> Result<(), Refusal> {
+    let about = fstat(&open).map_err(|e| Refusal::caller(format!("{name} is unusable: {e}")))?;
+    let path = path(open);
+    let meets = |folder: &&&Path| {
+        let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf());
+        // What is mounted below the folder shown is not shown with it.
+        let inside = folder.starts_with(&path) && stat(&folder).is_ok_and(|there| there.st_dev == about.st_dev);
+        inside || path.starts_with(folder)
+    };
+    match own.iter().find(meets) {
+        Some(folder) => Err(Refusal::policy(format!(
+            "{name} is or holds {}, which is the agent's own; show a folder apart from it",
+            folder.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Where it is, as the kernel knows it.
 #[must_use]
 pub fn path(open: impl AsFd) -> PathBuf {

@@ -144,7 +144,7 @@ fn closed_namespaces(why: &str) -> Refusal {
 impl Rootless {
     /// Everything that needs rights over the new namespaces, as their PID 1.
     pub(super) fn build(&self) -> Result<(), Refusal> {
-        let failed = |e: StepError| failed("a step", e);
+        let failed = |e: StepError| if e.callers { Refusal::caller(e.to_string()) } else { failed("a step", e) };
         let (home, trees, foreign) = (self.home()?, self.trees()?, self.foreign()?);
         let mut private = self.private().map_err(failed)?;
         if let (Some(home), [first, ..]) = (home, &mut private) {

@@ -7,7 +7,11 @@ use std::{
     io::{Read, Write},
     net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        fs::chown,
+        net::{UnixListener, UnixStream},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -155,8 +159,24 @@ impl Host {
 
     /// Tells the agent who is banned.
     pub fn ban(&self, bans: Vec<vestigo_model::Ban>) {
-        let line = encode(&HostFrame::Bans { bans, more: false }).unwrap();
-        self.open.lock().unwrap().as_ref().unwrap().write_all(&line).unwrap();
+        self.say(&encode(&HostFrame::Bans { bans, more: false }).unwrap());
+    }
+
+    /// Bytes of its own on the channel.
+    pub fn say(&self, bytes: &[u8]) {
+        self.open.lock().unwrap().as_ref().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// What became of bans.
+    pub fn applied(&self) -> Vec<vestigo_model::BanApplied> {
+        let applied = |claim| if let Claim::BanApplied(applied) = claim { Some(applied) } else { None };
+        self.said().into_iter().filter_map(applied).collect()
+    }
+
+    /// The starts that the agent refused.
+    pub fn refused(&self) -> Vec<vestigo_model::link::PayloadRefused> {
+        let refused = |claim| if let Claim::PayloadRefused(refused) = claim { Some(refused) } else { None };
+        self.said().into_iter().filter_map(refused).collect()
     }
 
     pub fn ends(&self) -> Vec<vestigo_model::Exit> {
@@ -245,7 +265,13 @@ pub struct World {
 impl World {
     /// `config` is added to the test's own keys.
     pub fn start(config: &str) -> Self {
+        Self::start_after(config, || ())
+    }
+
+    /// The same with something done in the VM's mount namespace before the agent starts.
+    pub fn start_after(config: &str, before: impl FnOnce()) -> Self {
         let peer = network();
+        before();
         let folder = tempfile::tempdir().unwrap();
         // The pilot is an ordinary user.
         fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -284,6 +310,34 @@ impl World {
         exec
     }
 
+    /// Runs a payload of alice's for a caller of this uid: its exit code and all that was said.
+    pub fn run(&self, uid: u32, options: &[&str], command: &[&str]) -> (Option<i32>, String) {
+        let output = self.exec_with("alice", options, command).uid(uid).gid(uid).output().unwrap();
+        (output.status.code(), text(&output))
+    }
+
+    /// The same with the lines of the status document.
+    pub fn documented(&self, uid: u32, options: &[&str], command: &[&str]) -> (Output, Vec<serde_json::Value>) {
+        let file = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap();
+        chown(file.path(), Some(uid), Some(uid)).unwrap();
+        let options = [&["--json-status-fd", "7"], options].concat();
+        let exec = self.exec_with("alice", &options, command);
+        let mut shell = Command::new("sh");
+        let script = format!("exec 7>>{}; exec \"$@\"", file.path().display());
+        shell.args(["-c", &script, "sh"]).arg(exec.get_program()).args(exec.get_args());
+        let output = shell.uid(uid).gid(uid).output().unwrap();
+        let lines = fs::read_to_string(file.path()).unwrap();
+        (output, lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    /// A folder of this uid's.
+    pub fn folder_of(&self, uid: u32, name: &str, mode: u32) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap();
+        give(&path, uid, mode);
+        path
+    }
+
     pub fn status(&self) -> guest_agent::status::Status {
         let output = agent().args(["status", "--json", "--socket"]).arg(self.path("run/agent.sock")).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(&output)))
@@ -317,6 +371,24 @@ fn spawn_daemon(folder: &Path) -> Child {
     let child = daemon.stdin(Stdio::null()).spawn().unwrap();
     wait_for("the agent", || UnixStream::connect(folder.join("run/agent.sock")).is_ok());
     child
+}
+
+/// A file of this uid's.
+pub fn file_of(uid: u32, path: &Path, mode: u32, content: impl AsRef<[u8]>) {
+    fs::write(path, content).unwrap();
+    give(path, uid, mode);
+}
+
+fn give(path: &Path, uid: u32, mode: u32) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    chown(path, Some(uid), Some(uid)).unwrap();
+}
+
+/// How many processes on the machine have this argument list.
+pub fn processes(command: &[&str]) -> usize {
+    let wanted: Vec<u8> = command.iter().flat_map(|part| part.bytes().chain([0])).collect();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter(|e| fs::read(e.path().join("cmdline")).is_ok_and(|line| line == wanted)).count()
 }
 
 /// The built program, dying with the test's thread.
