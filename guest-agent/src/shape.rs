@@ -91,6 +91,11 @@ impl Shape {
     /// # Errors
     /// A sentence for the caller.
     pub fn check_for_task(&self) -> Result<(), Refusal> {
+        if self.rootfs {
+            return Err(Refusal::policy(
+                "another system's root can make another program of a task than its user signed; leave --rootfs out, or the signed task",
+            ));
+        }
         let system =
             |target: &&PathBuf| SYSTEM.iter().chain(&["etc"]).any(|name| target.starts_with(Path::new("/").join(name)));
         match self.binds.iter().map(|bind| &bind.target).chain(&self.tmpfs).find(system) {
