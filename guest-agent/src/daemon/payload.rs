@@ -1,13 +1,17 @@
 //! One request from its first line to the end of its payload: validate → lease → network → sandbox → record → acknowledged →
 //! run → end. Every step has a guard that undoes it, in the opposite order, however the request ends.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{signal::Signal, socket::UnixCredentials},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vestigo_model::{
     Access, Caller, Clock, Enforcement, Exit, Holder, Label, Lease, PayloadClaim, PayloadUid, PilotId, SystemClock,
     Timestamp, User,
@@ -133,6 +137,22 @@ impl Drop for Listed<'_> {
     }
 }
 
+/// How long the steps of a start took, for whoever runs the agent with VESTIGO_LOG=debug.
+struct Steps {
+    begin: Instant,
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { begin: Instant::now(), done: Vec::with_capacity(8) }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        self.done.push((step, self.begin.elapsed()));
+    }
+}
+
 /// A payload that runs.
 struct Started<'a> {
     berth: Berth,
@@ -143,20 +163,24 @@ struct Started<'a> {
 impl<'a> Started<'a> {
     fn new(state: &'a Shared, client: &mut Channel, peer: UnixCredentials, asked: &Asked) -> Result<Self, Refusal> {
         let Asked { uid, request, .. } = asked;
+        let mut steps = Steps::new();
         let pilot = asked.check()?;
         let own = [state.config.state_dir.as_path(), state.config.scratch_dir.as_path()];
         let fds = Descriptors::take(client, &handed::Caller { peer, own: &own }, &request.shape)?;
         let identified = identify(&state.trust(), &state.config, request, &pilot, SystemClock.now())?;
         let authenticated = SystemClock.now();
+        steps.done("identified");
         let folders = state.folders.hold(*uid, &identified.user, &fds.writable)?;
         await_host(state)?;
         let limits = state.limits(request.shape.limits)?;
         let mut berth = moor(state, &request.shape, &fds)?;
+        steps.done("sandbox");
         berth.name(*uid, &limits)?;
         let listed = Listed { state, uid: *uid };
         let reach = berth.reach().ok_or_else(|| Refusal::system("the payload has no lease"))?;
         state.live.enter(shown(asked, &identified, &pilot, berth.leases()), reach);
         let programs = load(&mut berth, request, *uid, &fds)?;
+        steps.done("hashed");
         // Nothing but the payload keeps the pilot's pipes open.
         drop(fds);
         if let Some(task) = &identified.task {
@@ -176,6 +200,7 @@ impl<'a> Started<'a> {
         }
         let (user, trust, isolation) = (claim.user.clone(), claim.trust, claim.isolation.clone());
         let acknowledged = record(state, client, claim)?;
+        steps.done("acknowledged");
         if let Err(refusal) = berth.sandbox.go() {
             end(state, *uid, Exit::NotStarted, true);
             // A ban that came after it was judged has killed it where it stood.
@@ -183,6 +208,8 @@ impl<'a> Started<'a> {
                 state.live.banned(*uid).map(|ban| Refusal::policy(format!("refused by the hypervisor's ban {ban}")));
             return Err(banned.unwrap_or(refusal));
         }
+        steps.done("runs");
+        debug!(%uid, steps = ?steps.done, "how long a start took");
         info!(%uid, caller = peer_name(peer), acknowledged, "payload started");
         // A client that is gone is noticed in a moment.
         let started = Reply::Started { uid: *uid, leases: berth.leases(), acknowledged, user, trust, isolation };
@@ -199,7 +226,9 @@ impl<'a> Started<'a> {
                 Event::Signal(number) => self.berth.sandbox.signal(number),
             }
         };
+        let mut steps = Steps::new();
         let finished = self.berth.sandbox.finish();
+        steps.done("dead");
         // Its exit may have been on the way while the client left.
         let exit = exit.or_else(|| self.berth.sandbox.ended()).unwrap_or(Exit::Signal(Signal::SIGKILL as i32));
         if let Err(error) = finished {
@@ -208,6 +237,8 @@ impl<'a> Started<'a> {
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         // On record before the pilot hears it: whatever happens to this agent then, nobody is told two ends.
         end(self.listed.state, self.listed.uid, exit, self.berth.retire());
+        steps.done("recorded");
+        debug!(uid = %self.listed.uid, steps = ?steps.done, "how long an end took");
         // From here on no ban ends it any more.
         let banned = self.listed.state.live.leave(self.listed.uid);
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);
