@@ -198,7 +198,8 @@ impl Default for Config {
             uplink: None,
             state_dir: "/run/vestigo".into(),
             scratch_dir: "/var/lib/vestigo/scratch".into(),
-            uid_base: 200_000,
+            // Above everything that newuidmap hands out by default (SUB_UID_MAX of login.defs).
+            uid_base: 1_879_048_192,
             expose: Vec::new(),
             spool_bytes: 8 << 20,
             allow_uids: None,

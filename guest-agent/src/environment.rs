@@ -26,9 +26,8 @@ const PATHS: [&str; 13] = [
     "NODE_PATH",
     "GCONV_PATH",
 ];
-/// What else makes a program run what its user did not name.
-const HOOKS: [&str; 8] =
-    ["BASH_ENV", "ENV", "PYTHONSTARTUP", "PYTHONHOME", "PERL5OPT", "RUBYOPT", "NODE_OPTIONS", "JAVA_TOOL_OPTIONS"];
+/// All that a pilot may set for a task that its user signed, besides HOME: what no program takes for a program.
+const HARMLESS: [&str; 6] = ["LANG", "LANGUAGE", "TZ", "TERM", "NO_COLOR", "OMP_NUM_THREADS"];
 
 /// Judges what the pilot names. `signed`: the user signed the task, and the pilot must not make another of it.
 ///
@@ -36,26 +35,29 @@ const HOOKS: [&str; 8] =
 /// A sentence for the pilot.
 pub fn check(given: &[(String, String)], signed: bool) -> Result<(), Refusal> {
     for (key, value) in given {
-        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+        if !is_name(key) || value.contains('\0') {
             return Err(Refusal::caller(format!("{key:?} is not a variable's name or value; write --env KEY=VALUE")));
         }
         if RESERVED.contains(&key.as_str()) {
             return Err(Refusal::caller(format!("the variable {key} is set by the sandbox; leave it out of --env")));
         }
-        let path = PATHS.contains(&key.as_str());
-        if signed
-            && !matches!(key.as_str(), "PATH" | "HOME")
-            && (path || HOOKS.contains(&key.as_str()) || key.starts_with("LD_"))
-        {
+        let harmless = key == "HOME" || HARMLESS.contains(&key.as_str()) || key.starts_with("LC_");
+        if signed && !harmless {
             return Err(Refusal::policy(format!(
-                "{key} can make another program of a task than its user signed; leave it out of --env"
+                "{key} can make another program of a task than its user signed; leave it out of --env (allowed are HOME, LC_* and {})",
+                HARMLESS.join(", ")
             )));
         }
-        if path {
+        if PATHS.contains(&key.as_str()) {
             check_path(key, value)?;
         }
     }
     Ok(())
+}
+
+/// Shells take other things, such as functions, for variables too.
+fn is_name(key: &str) -> bool {
+    key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && key.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 /// Inside, only private folders can be written to; a relative one would mean whatever the working directory is then.
@@ -111,7 +113,12 @@ mod tests {
             (said("LD_PRELOAD", "/work/x.so", false), said("LD_PRELOAD", "/work/x.so", true)),
             (None, Some(203))
         );
-        assert_eq!((said("BASH_ENV", "/work/rc", true), said("MARK", "1", true)), (Some(203), None));
+        assert_eq!((said("BASH_ENV", "/work/rc", true), said("MARK", "1", true)), (Some(203), Some(203)));
+        assert_eq!(
+            (said("PATH", "/usr/bin", true), said("LC_ALL", "C", true), said("HOME", "/work", true)),
+            (Some(203), None, None)
+        );
+        assert_eq!((said("BASH_FUNC_ls%%", "() { :; }", false), said("1X", "", false)), (Some(201), Some(201)));
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::sys;
 
 /// Longest line. Arguments and environment of a payload have to fit.
 pub const MAX_LINE: usize = 256 * 1024;
+/// Most descriptors that the kernel lets one message carry (SCM_MAX_FD). Room for fewer would lose some: the kernel has made
+/// them ours by then, and nobody would know their numbers.
+const MAX_SENT: usize = 253;
 /// Most descriptors that one side keeps for the other.
 const MAX_FDS: usize = 32;
 
@@ -133,17 +136,34 @@ impl Channel {
                 }
                 self.stream.set_read_timeout(Some(left))?;
             }
-            self.fill()?;
+            self.fill(MsgFlags::empty())?;
         }
     }
 
-    /// Reads what is there, waiting for at least one byte.
-    fn fill(&mut self) -> Result<(), WireError> {
+    /// Takes a message if a whole one is there; never waits for the rest of one.
+    ///
+    /// # Errors
+    /// [`WireError`]; after an error the channel is of no more use.
+    pub fn receive_if_there<T: DeserializeOwned>(&mut self) -> Result<Option<T>, WireError> {
+        if !self.has_message() {
+            match self.fill(MsgFlags::MSG_DONTWAIT) {
+                Ok(()) | Err(WireError::TimedOut) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.buffer.len() >= MAX_LINE && !self.has_message() {
+            return Err(WireError::TooLong);
+        }
+        if self.has_message() { self.receive().map(Some) } else { Ok(None) }
+    }
+
+    /// Reads what is there, waiting for at least one byte (unless told otherwise).
+    fn fill(&mut self, more: MsgFlags) -> Result<(), WireError> {
         let mut bytes = vec![0; 16 * 1024];
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut control = nix::cmsg_space!([RawFd; MAX_SENT]);
         let (count, fds) = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC | more;
             match recvmsg::<()>(self.stream.as_raw_fd(), &mut parts, Some(&mut control), flags) {
                 Ok(message) => break (message.bytes, rights(&message)?),
                 Err(nix::errno::Errno::EINTR) => {}
@@ -205,6 +225,32 @@ mod tests {
         assert_eq!(there.receive::<String>().unwrap(), "two");
         drop(here);
         assert!(matches!(there.receive::<String>(), Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn a_flood_of_descriptors_leaves_none_behind() {
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (here, there) = Channel::pair().unwrap();
+        let mut there = Channel::new(there);
+        let one = here.as_fd().try_clone_to_owned().unwrap();
+        let before = open();
+        for _ in 0..20 {
+            here.send_with(b"\"x\"\n", &vec![one.as_fd(); 253]).unwrap();
+            assert_eq!(there.receive::<String>().unwrap(), "x");
+        }
+        assert!(open() <= before + MAX_FDS, "{} were open, {} are", before, open());
+    }
+
+    #[test]
+    fn half_a_message_keeps_nobody_waiting() {
+        let (here, there) = Channel::pair().unwrap();
+        let mut there = Channel::new(there);
+        here.stream().write_all(b"\"ha").unwrap();
+        assert!(there.receive_if_there::<String>().unwrap().is_none());
+        here.stream().write_all(b"lf\"\n").unwrap();
+        assert_eq!(there.receive_if_there::<String>().unwrap().as_deref(), Some("half"));
+        drop(here);
+        assert!(matches!(there.receive_if_there::<String>(), Err(WireError::Closed)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
@@ -102,6 +103,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     // A payload that eats all memory must not take the agent with it.
     let _ = fs::write("/proc/self/oom_score_adj", "-800");
     let listener = listen(&config)?;
+    warn_of_overlap(config.uid_base, u32::from(config.blocks().map_or(0, |blocks| blocks.count())));
     let (state, bans) = prepare(config)?;
     let state = Arc::new(state);
     info!(link = %state.config.link, fail_mode = state.config.fail_mode.as_str(), "guest-agent ready");
@@ -118,6 +120,21 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     notify(NotifyState::Stopping);
     farewell(&state, &own);
     Ok(())
+}
+
+/// Whoever may have these ids in a user namespace of his own (newuidmap) could signal payloads.
+fn warn_of_overlap(base: u32, count: u32) {
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let range = |line: &str| {
+            let mut fields = line.split(':').skip(1).map(|field| field.trim().parse::<u32>());
+            Some((fields.next()?.ok()?, fields.next()?.ok()?))
+        };
+        let overlaps = |(start, length): (u32, u32)| start < base + count && base < start.saturating_add(length);
+        if let Some(line) = text.lines().find(|line| range(line).is_some_and(overlaps)) {
+            warn!(file, line, base, "somebody else may use the payloads' uids; set uid_base elsewhere");
+        }
+    }
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), DaemonError> {
@@ -231,9 +248,7 @@ fn connection(state: &Shared, stream: UnixStream, gate: &Arc<Gate>) {
     let entry = match gate.enter(peer.uid()) {
         Ok(entry) => entry,
         Err(refusal) => {
-            // A fresh socket takes one line without waiting; whoever has filled it up must not hold all the others up.
-            let _ = stream.set_nonblocking(true);
-            refuse(&mut Channel::new(stream), refusal);
+            turn_away(stream, refusal);
             return;
         }
     };
@@ -241,6 +256,31 @@ fn connection(state: &Shared, stream: UnixStream, gate: &Arc<Gate>) {
     let thread = std::thread::Builder::new().name("request".into()).stack_size(512 * 1024);
     if let Err(error) = thread.spawn(move || request(&state, stream, peer, entry)) {
         warn!(%error, "no thread for a request");
+    }
+}
+
+/// Most refused callers that are being let go of at once.
+const TURNED_AWAY: usize = 256;
+static TURNING_AWAY: AtomicUsize = AtomicUsize::new(0);
+
+/// Not by the accepting thread: to close a socket is to close what its caller has sent along and nobody took, and a network
+/// socket among that can make the closer wait for as long as its owner likes (SO_LINGER).
+fn turn_away(stream: UnixStream, refusal: Refusal) {
+    // A fresh socket takes one line without waiting.
+    let _ = stream.set_nonblocking(true);
+    if TURNING_AWAY.fetch_add(1, Ordering::Relaxed) < TURNED_AWAY {
+        let thread = std::thread::Builder::new().name("refusal".into()).stack_size(128 * 1024);
+        let spawned = thread.spawn(move || {
+            refuse(&mut Channel::new(stream), refusal);
+            TURNING_AWAY.fetch_sub(1, Ordering::Relaxed);
+        });
+        if let Err(error) = spawned {
+            warn!(%error, "no thread to turn a caller away");
+            TURNING_AWAY.fetch_sub(1, Ordering::Relaxed);
+        }
+    } else {
+        TURNING_AWAY.fetch_sub(1, Ordering::Relaxed);
+        refuse(&mut Channel::new(stream), refusal);
     }
 }
 

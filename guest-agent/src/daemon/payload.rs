@@ -257,8 +257,10 @@ impl<'a> Started<'a> {
                     return Event::Ended;
                 }
             }
-            match client.receive::<Message>() {
-                Ok(Message::Signal { signal }) => return Event::Signal(signal),
+            // Half a message must not hide the payload's end.
+            match client.receive_if_there::<Message>() {
+                Ok(Some(Message::Signal { signal })) => return Event::Signal(signal),
+                Ok(None) => {}
                 Err(crate::wire::WireError::Io(error)) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(_) => return Event::ClientGone,
             }
