@@ -1,7 +1,11 @@
-//! What a guest writes on its channel, read as hostd does: cut into lines, decoded, taken by a session.
+//! What a guest writes on its channel, read as hostd does: cut into lines, decoded, taken by a session. The session
+//! is pure and comes as its file, without the rest of hostd.
 #![no_main]
 
-use hostd::guestlink::{Session, Step};
+#[path = "../../../hostd/src/guestlink/session.rs"]
+mod session;
+
+use session::{Session, Step};
 use vestigo_model::{
     Timestamp,
     link::{LineReader, MAX_FRAME, encode},
