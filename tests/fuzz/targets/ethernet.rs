@@ -2,6 +2,7 @@
 #![no_main]
 
 #[path = "../../../hostd/src/decode.rs"]
+#[allow(dead_code, reason = "the rest of hostd uses more of it")]
 mod decode;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
