@@ -25,7 +25,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut last = None;
     for read in reads(data) {
         for line in reader.push(read) {
-            assert!(line.as_ref().map_or(true, |line| !line.is_empty() && line.len() < MAX_FRAME && !line.contains(&b'\n')));
+            assert!(
+                line.as_ref().map_or(true, |line| !line.is_empty() && line.len() < MAX_FRAME && !line.contains(&b'\n'))
+            );
             for step in session.line(&line, now) {
                 match step {
                     // A chain has no holes, whatever the guest says; another boot begins another chain.
