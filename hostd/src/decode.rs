@@ -6,7 +6,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{Ipv6ExtensionSlice, Ipv6ExtensionsSlice, LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use etherparse::{
+    IpNumber, Ipv6ExtensionsSlice, Ipv6FragmentHeaderSlice, LaxNetSlice, LaxSlicedPacket, TransportSlice, ip_number,
+};
 use vestigo_model::Mac;
 
 /// IANA protocol numbers that the meter treats in a way of their own.
@@ -169,13 +171,30 @@ pub fn decode(frame: &[u8]) -> Result<Packet, Undecodable> {
 }
 
 /// A fragment header that really fragments; an atomic fragment (RFC 6946) is whole.
+///
+/// Walks the headers itself: where the last one names another that is cut off or may not stand there, etherparse's iterator (0.21)
+/// reads on behind the slice, unchecked. Every step takes at least eight bytes, so a walk ends.
 fn ipv6_fragment(extensions: &Ipv6ExtensionsSlice<'_>) -> Option<Fragment> {
-    extensions.clone().into_iter().find_map(|extension| match extension {
-        Ipv6ExtensionSlice::Fragment(header) if header.is_fragmenting_payload() => {
-            Some(Fragment { id: header.identification(), first: header.fragment_offset().value() == 0 })
-        }
-        _ => None,
-    })
+    let (mut kind, mut rest) = (extensions.first_header()?, extensions.slice());
+    loop {
+        let (next, words) = (IpNumber(*rest.first()?), usize::from(byte(rest, 1)));
+        let length = match kind {
+            ip_number::IPV6_FRAG => {
+                let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
+                if header.is_fragmenting_payload() {
+                    return Some(Fragment {
+                        id: header.identification(),
+                        first: header.fragment_offset().value() == 0,
+                    });
+                }
+                8
+            }
+            ip_number::AUTH => (words + 2) * 4,
+            ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => (words + 1) * 8,
+            _ => return None,
+        };
+        (kind, rest) = (next, rest.get(length..)?);
+    }
 }
 
 /// etherparse slices no transport header out of a fragment, but the first one has it.
@@ -279,7 +298,7 @@ const fn first_word(bytes: [u8; 4]) -> u16 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use etherparse::PacketBuilder;
+    use etherparse::{PacketBuilder, ip_number::*};
     use proptest::prelude::*;
 
     const VM: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
@@ -413,6 +432,54 @@ mod tests {
         let later = decode(&frame).unwrap();
         assert_eq!((later.src_port, later.dst_port), (0, 0), "what stands there is payload, not ports");
         assert_eq!(later.fragment, Some(Fragment { id: 77, first: false }));
+    }
+
+    /// An IPv6 frame whose first extension header is `kind` and whose bytes behind the IPv6 header are `behind`.
+    fn ipv6_with(kind: u8, behind: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let builder = PacketBuilder::ethernet2(VM, GW).ipv6([1; 16], [2; 16], 64);
+        builder.write(&mut frame, IpNumber(proto::UDP), behind).unwrap();
+        frame[20] = kind; // the builder knows whole chains only
+        frame
+    }
+
+    #[test]
+    fn an_ipv6_fragment_is_found_behind_other_headers() {
+        let udp = [0x52, 0x08, 0, 53, 0, 8, 0, 0];
+        for (kind, before) in [
+            (IPV6_FRAG.0, vec![]),
+            (IPV6_HOP_BY_HOP.0, vec![IPV6_FRAG.0, 0, 1, 4, 0, 0, 0, 0]),
+            (IPV6_ROUTE.0, [vec![IPV6_FRAG.0, 1], vec![0; 14]].concat()),
+            (IPV6_DEST_OPTIONS.0, vec![IPV6_FRAG.0, 0, 1, 4, 0, 0, 0, 0]),
+            (AUTH.0, [vec![IPV6_FRAG.0, 4], vec![0; 22]].concat()),
+        ] {
+            let fragment = |offset: u8, more: u8| {
+                let header = [proto::UDP, 0, 0, offset << 3 | more, 0, 0, 0, 77];
+                decode(&ipv6_with(kind, &[&before[..], &header, &udp].concat())).unwrap()
+            };
+            let first = fragment(0, 1);
+            assert_eq!(first.fragment, Some(Fragment { id: 77, first: true }), "behind header {kind}");
+            assert_eq!((first.proto, first.src_port, first.dst_port), (proto::UDP, 21_000, 53));
+            let later = fragment(1, 0);
+            assert_eq!(later.fragment, Some(Fragment { id: 77, first: false }), "behind header {kind}");
+            assert_eq!((later.src_port, later.dst_port), (0, 0));
+            let whole = fragment(0, 0);
+            assert_eq!((whole.fragment, whole.dst_port), (None, 53), "an atomic fragment is whole");
+        }
+    }
+
+    /// Found by the fuzzer: etherparse's iterator read on behind such packets.
+    #[test]
+    fn nothing_is_read_behind_extension_headers_that_end_early() {
+        let named = [IPV6_HOP_BY_HOP.0, IPV6_FRAG.0, AUTH.0, IPV6_ROUTE.0, IPV6_DEST_OPTIONS.0];
+        for first in [IPV6_HOP_BY_HOP.0, IPV6_ROUTE.0, IPV6_DEST_OPTIONS.0] {
+            for next in named {
+                for behind in 0..8 {
+                    let frame = ipv6_with(first, &[&[next, 0, 0, 0, 0, 0, 0, 1][..], &vec![0; behind]].concat());
+                    assert_eq!(decode(&frame).map(|packet| packet.fragment), Ok(None), "{first} {next} {behind}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -225,7 +225,8 @@ pub fn acceptable(key: &KeyData) -> Result<(), String> {
             _ => Ok(()),
         },
         other => Err(format!(
-            "keys of type {other} are not accepted; use ed25519, its security-key form, ecdsa P-256 or P-384, or RSA from 2048 bits"
+            "keys of type {} are not accepted; use ed25519, its security-key form, ecdsa P-256 or P-384, or RSA from 2048 bits",
+            super::printable(other.as_str())
         )),
     }
 }

@@ -40,7 +40,7 @@ pub fn read(signature: &[u8]) -> Result<SshSig, SignatureError> {
     if signature.len() > MAX_SIGNATURE {
         return Err(SignatureError::Size);
     }
-    let read = SshSig::from_pem(signature).map_err(|e| SignatureError::Format(e.to_string()))?;
+    let read = SshSig::from_pem(signature).map_err(|e| SignatureError::Format(super::printable(&e.to_string())))?;
     if read.version() != SshSig::VERSION || !read.reserved().is_empty() {
         return Err(SignatureError::Format("version other than 1".into()));
     }
@@ -51,7 +51,10 @@ pub fn read(signature: &[u8]) -> Result<SshSig, SignatureError> {
     match (read.public_key().algorithm(), read.signature().algorithm()) {
         (Algorithm::Rsa { .. }, Algorithm::Rsa { hash: Some(_) }) => Ok(read),
         (key, made) if key == made => Ok(read),
-        (key, made) => Err(SignatureError::Key(format!("a key of type {key} cannot make a {made} signature"))),
+        (key, made) => {
+            let made = super::printable(made.as_str());
+            Err(SignatureError::Key(format!("a key of type {key} cannot make a {made} signature")))
+        }
     }
 }
 
@@ -64,4 +67,38 @@ pub fn verify(message: &[u8], signature: &[u8]) -> Result<KeyData, SignatureErro
     let key = PublicKey::from(signature.public_key().clone());
     key.verify(NAMESPACE, message, &signature).map_err(|_| SignatureError::Mismatch)?;
     Ok(signature.public_key().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use base64ct::{Base64, Encoding};
+
+    use super::*;
+
+    const SIGNED: &str = include_str!("../../../tests/fuzz/corpus/signed_task.sig");
+
+    /// The signature with every name of its algorithm replaced by one as long.
+    fn renamed(name: &[u8; 11]) -> String {
+        let body: String = SIGNED.lines().filter(|line| !line.starts_with('-')).collect();
+        let mut bytes = Base64::decode_vec(&body).unwrap();
+        for at in 0..bytes.len() - name.len() {
+            if &bytes[at..at + name.len()] == b"ssh-ed25519" {
+                bytes[at..at + name.len()].copy_from_slice(name);
+            }
+        }
+        let text = Base64::encode_string(&bytes);
+        let lines: Vec<&str> = text.as_bytes().chunks(70).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        format!("-----BEGIN SSH SIGNATURE-----\n{}\n-----END SSH SIGNATURE-----\n", lines.join("\n"))
+    }
+
+    /// Found by the fuzzer: the library repeats the name of an algorithm that it does not know.
+    #[test]
+    fn what_a_terminal_would_obey_is_not_repeated() {
+        assert!(read(renamed(b"ssh-ed25519").as_bytes()).is_ok(), "the same as before");
+        for (name, printed) in [(b"ssh-\x1b[2J519", "[2J519"), (b"\x1b[2Jaa@b.cc", "aa@b.cc")] {
+            let said = read(renamed(name).as_bytes()).unwrap_err().to_string();
+            assert!(said.contains(printed), "{said:?}");
+            assert!(!said.contains(char::is_control), "{said:?}");
+        }
+    }
 }

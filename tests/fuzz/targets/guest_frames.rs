@@ -1,7 +1,11 @@
-//! What a guest writes on its channel, read as hostd does: cut into lines, decoded, taken by a session.
+//! What a guest writes on its channel, read as hostd does: cut into lines, decoded, taken by a session. The session
+//! is pure and comes as its file, without the rest of hostd.
 #![no_main]
 
-use hostd::guestlink::{Session, Step};
+#[path = "../../../hostd/src/guestlink/session.rs"]
+mod session;
+
+use session::{Session, Step};
 use vestigo_model::{
     Timestamp,
     link::{LineReader, MAX_FRAME, encode},
@@ -21,7 +25,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut last = None;
     for read in reads(data) {
         for line in reader.push(read) {
-            assert!(line.as_ref().map_or(true, |line| !line.is_empty() && line.len() < MAX_FRAME && !line.contains(&b'\n')));
+            assert!(
+                line.as_ref().map_or(true, |line| !line.is_empty() && line.len() < MAX_FRAME && !line.contains(&b'\n'))
+            );
             for step in session.line(&line, now) {
                 match step {
                     // A chain has no holes, whatever the guest says; another boot begins another chain.
