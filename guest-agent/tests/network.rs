@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -18,15 +18,15 @@ use guest_agent::{
     lease::Slot,
     network::{
         Namespace, Networks, Plan,
-        netlink::{Change, Netlink},
+        netlink::{Change, End, Netlink},
         uplink,
     },
 };
 use nix::{
     mount::{MsFlags, mount},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind, recv, sendto,
-        setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind,
+        recv, sendto, setsockopt, socket, sockopt,
     },
 };
 use vestigo_model::{Lease, PortBlock};
@@ -34,6 +34,8 @@ use vestigo_model::{Lease, PortBlock};
 const PATIENCE: Duration = Duration::from_millis(400);
 const VM6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 const PEER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
+/// Of a container behind the VM.
+const BEHIND6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 2);
 
 struct Bed {
     peer: Peer,
@@ -367,6 +369,89 @@ fn every_payload_has_an_ipv6_address_of_its_own() {
     assert!(again.ipv6().is_some_and(|new| new != address));
     std::thread::sleep(Duration::from_millis(300));
     assert!(!bed.networks.remove(&first), "noise of the kernel counts as use");
+}
+
+/// A datagram from an address that the VM need not have: no right is needed for that.
+fn send_freely(from: SocketAddr, to: SocketAddr) {
+    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let free = socket(family, SockType::Datagram, SockFlag::empty(), None).unwrap();
+    // The same bit of the socket for both families.
+    setsockopt(&free, sockopt::IpFreebind, &true).unwrap();
+    bind(free.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    let _ = sendto(free.as_raw_fd(), b"x", &SockaddrStorage::from(to), MsgFlags::empty());
+}
+
+/// A namespace behind the VM that the agent knows nothing of, with an address of its own and this one.
+fn container(address: Ipv6Addr) -> OwnedFd {
+    let make = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+    };
+    let namespace: OwnedFd = std::thread::spawn(make).join().unwrap();
+    let (gateway, mac) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 1), [2, 0, 0, 0, 1, 1]);
+    let mut here = Netlink::open().unwrap();
+    let there = End { name: "eth0", mac: [2, 0, 0, 0, 1, 2] };
+    here.veth(End { name: "box0", mac }, there, namespace.as_fd(), 1500).unwrap();
+    let index = here.link("box0").unwrap().index;
+    here.apply(vec![Change::up(index), Change::address(index, gateway.into(), 64)]).unwrap();
+    inside(namespace.try_clone().unwrap(), move || {
+        let mut netlink = Netlink::open().unwrap();
+        let index = netlink.link("eth0").unwrap().index;
+        let changes = vec![
+            Change::up(index),
+            Change::address(index, BEHIND6.into(), 64),
+            Change::address(index, address.into(), 128),
+            Change::neighbour(index, gateway.into(), mac),
+            Change::default_route(gateway.into(), Some(index)),
+        ];
+        netlink.apply(changes).unwrap();
+        wait_for("the addresses", || [BEHIND6, address].iter().all(|own| UdpSocket::bind((*own, 0)).is_ok()));
+        wait_for("the container's cable", || netlink.link("eth0").unwrap().running);
+    });
+    namespace
+}
+
+#[test]
+fn nobody_in_the_vm_sends_from_an_address_that_it_does_not_have() {
+    let peer = network();
+    give6(VM6);
+    peer.inside(|| give6(PEER6));
+    // It forwards for others too.
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    let bed = Bed::on(peer, |_| {});
+    let (plan, namespace) = bed.payload(0);
+    let address = namespace.ipv6().unwrap();
+    let mut free = address.segments();
+    free[7] ^= 1;
+    let free = Ipv6Addr::from(free);
+    let (udp, udp6) = (bed.udp(9000), bed.udp_at(PEER6.into(), 9000));
+    for uid in [1000, 0] {
+        for source in [address, free] {
+            as_user(uid, || send_freely((source, 5000).into(), (PEER6, 9000).into()));
+            assert_eq!(heard(&udp6), None, "uid {uid} sent from {source}");
+        }
+        for source in [plan.inner, Ipv4Addr::new(10, 9, 0, 77)] {
+            as_user(uid, || send_freely((source, 5000).into(), (PEER, 9000).into()));
+            assert_eq!(heard(&udp), None, "uid {uid} sent from {source}");
+        }
+        // The same socket with an honest address: the test can hear.
+        as_user(uid, || send_freely((VM6, 5000).into(), (PEER6, 9000).into()));
+        assert_eq!(heard(&udp6).unwrap().ip(), VM6);
+        as_user(uid, || send_freely((VM, 5000).into(), (PEER, 9000).into()));
+        assert_eq!(heard(&udp).unwrap().ip(), VM);
+    }
+    // Nor does anybody behind the VM: a container that takes the payload's address.
+    let behind = container(address);
+    let send_from = |source: Ipv6Addr| {
+        let behind = behind.try_clone().unwrap();
+        inside(behind, move || UdpSocket::bind((source, 5000)).unwrap().send_to(b"x", (PEER6, 9000)).unwrap());
+    };
+    send_from(address);
+    assert_eq!(heard(&udp6), None, "a container sent from a payload's address");
+    send_from(BEHIND6);
+    assert_eq!(heard(&udp6).unwrap().ip(), BEHIND6, "its own address is its own affair");
+    send_udp(&namespace, (address, 5000), (PEER6, 9000));
+    assert_eq!(heard(&udp6).unwrap().ip(), address, "the payload itself still can");
 }
 
 #[test]

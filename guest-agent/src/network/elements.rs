@@ -30,13 +30,15 @@ const FAMILY_INET: u8 = 1;
 const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
 
-/// An element of one of the table's sets. All keys begin with the payload's interface.
+/// An element of one of the table's sets. All keys but one begin with the payload's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// `inner`: the only IPv4 source that its interface may send from.
     Source(Ipv4Addr),
     /// `inner6`: the only IPv6 source.
     Source6(Ipv6Addr),
+    /// `taken6`: nobody else may send from it. Its key is the address alone.
+    Taken6(Ipv6Addr),
     /// `blocks`: this source leaves as that address, from those ports.
     Block(Ipv4Addr, Ipv4Addr, PortBlock),
     /// `pace`: counts how fast it makes them.
@@ -48,6 +50,7 @@ impl Element {
         match self {
             Self::Source(_) => "inner",
             Self::Source6(_) => "inner6",
+            Self::Taken6(_) => "taken6",
             Self::Block(..) => "blocks",
             Self::Pace => "pace",
         }
@@ -55,12 +58,15 @@ impl Element {
 
     /// The name fills 16 bytes, as IFNAMSIZ; each further part of a key its own words.
     fn key(self, interface: &str) -> Vec<u8> {
+        if let Self::Taken6(address) = self {
+            return address.octets().into();
+        }
         let mut key: Vec<u8> = interface.bytes().take(15).collect();
         key.resize(16, 0);
         match self {
             Self::Source(address) | Self::Block(address, ..) => key.extend(address.octets()),
             Self::Source6(address) => key.extend(address.octets()),
-            Self::Pace => {}
+            Self::Taken6(_) | Self::Pace => {}
         }
         key
     }

@@ -107,7 +107,7 @@ impl Plan {
     fn elements(&self, outside: Ipv4Addr, address6: Option<Ipv6Addr>) -> Vec<Element> {
         let mut elements =
             vec![Element::Pace, Element::Source(self.inner), Element::Block(self.inner, outside, self.ports)];
-        elements.extend(address6.map(Element::Source6));
+        elements.extend(address6.into_iter().flat_map(|address| [Element::Source6(address), Element::Taken6(address)]));
         elements
     }
 }

@@ -112,6 +112,7 @@ fn sets(rules: &Rules) -> String {
     format!(
         r#"	set inner {{ type ifname . ipv4_addr; }}
 	set inner6 {{ type ifname . ipv6_addr; counter; }}
+	set taken6 {{ type ipv6_addr; }}
 	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; counter; }}
 	set bound {{ type ifname; flags dynamic; size 65536; }}
 	set pace {{ type ifname; flags dynamic; size 65536; limit rate over {pace}/second burst {connections} packets; }}
@@ -120,6 +121,8 @@ fn sets(rules: &Rules) -> String {
 }
 
 /// Between payload and VM: nothing but name requests, and only with the payload's own source.
+/// `genuine`: any user may bind an address that the VM does not have (`IPV6_FREEBIND`), and a payload's is one. What is asked before there
+/// is an address has none; link-local sources are no lease and stay on the link.
 fn guards(rules: &Rules) -> String {
     let Rules { dns, connections, .. } = rules;
     format!(
@@ -143,6 +146,13 @@ fn guards(rules: &Rules) -> String {
 		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state established accept
 		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state new goto newcomer
 		counter drop
+	}}
+	chain genuine {{
+		type filter hook output priority raw; policy accept;
+		oifname {{ "lo", "{PREFIX}*" }} accept
+		ip saddr 0.0.0.0 accept
+		ip6 saddr {{ ::, fe80::/10 }} accept
+		fib saddr type != local counter drop
 	}}
 	chain output {{
 		type filter hook output priority filter; policy accept;
@@ -218,7 +228,9 @@ fn nat(rules: &Rules) -> String {
 	}}
 	chain leave {{
 		type filter hook postrouting priority srcnat + 10; policy accept;
-		oifname != "{PREFIX}*" ip saddr {base}/{prefix} counter drop
+		oifname "{PREFIX}*" accept
+		ip saddr {base}/{prefix} counter drop
+		iifname != "{PREFIX}*" ip6 saddr @taken6 counter drop
 	}}
 "#
     )
