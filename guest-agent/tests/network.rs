@@ -532,7 +532,9 @@ fn a_name_server_on_the_vms_loopback_answers_payloads_and_nothing_else_does() {
         send_udp(&namespace, (plan.inner, 0), to);
         assert_eq!(heard(socket), None, "{to:?} was reached");
     }
-    assert!(!bed.networks.remove(&plan), "what the VM's own server was asked has not left with the payload's ports");
+    // The server asked on behalf of the payload: that is use.
+    let gone = bed.networks.renew(&plan, namespace);
+    assert!(matches!(gone, Err(true)), "{gone:?}");
     // The VM moves to a server outside: the text follows, and the way in is closed.
     fs::write(folder.path().join("resolv.conf"), format!("nameserver {PEER}\n")).unwrap();
     wait_for("the new server", || bed.networks.resolv_conf().unwrap() == format!("nameserver {PEER}\n"));
@@ -578,6 +580,64 @@ fn one_payload_cannot_take_the_connections_of_the_others() {
 }
 
 #[test]
+fn the_next_payload_of_a_slot_inherits_no_connection() {
+    let bed = Bed::dual();
+    let (udp, udp6) = (bed.udp(9000), bed.udp_at(PEER6.into(), 9000));
+    let vm = UdpSocket::bind((VM, 9001)).unwrap();
+    vm.send_to(b"x", (PEER, 9000)).unwrap();
+    let of_vm = heard(&udp).unwrap();
+    let (plan, one) = bed.payload(0);
+    let (_, other) = bed.payload(1);
+    // A neighbour and the VM itself keep theirs.
+    let kept = inside(own(&other), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    kept.send_to(b"x", (PEER, 9000)).unwrap();
+    let of_other = heard(&udp).unwrap();
+    let first = inside(own(&one), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    first.send_to(b"x", (PEER, 9000)).unwrap();
+    let old = heard(&udp).unwrap();
+    udp.send_to(b"x", old).unwrap();
+    assert!(heard(&first).is_some(), "the peer's way back");
+    send_udp(&one, (Ipv6Addr::UNSPECIFIED, 5006), (PEER6, 9000));
+    assert!(heard(&udp6).is_some());
+    let tracked = |inner: &str| {
+        let text = fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        text.lines().filter(|line| line.contains(inner)).count()
+    };
+    let (inner, address) = (format!("src={} ", plan.inner), ipv6_in_full(one.ipv6().unwrap()));
+    assert_eq!((tracked(&inner), tracked(&address)), (1, 1), "the test says nothing");
+    drop(first);
+    assert!(matches!(bed.networks.renew(&plan, one), Err(true)));
+    assert_eq!((tracked(&inner), tracked(&address)), (0, 0));
+
+    let (_, two) = bed.payload(0);
+    let second = inside(own(&two), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    udp.send_to(b"x", old).unwrap();
+    assert_eq!(heard(&second), None, "it got what its predecessor had asked for");
+    second.send_to(b"x", (PEER, 9000)).unwrap();
+    let new = heard(&udp).unwrap();
+    assert!(plan.ports.contains(new.port()) && tracked(&inner) == 1);
+    udp.send_to(b"x", new).unwrap();
+    assert!(heard(&second).is_some(), "its own connection works");
+    for (to, socket) in [(of_vm, &vm), (of_other, &kept)] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        udp.send_to(b"x", to).unwrap();
+        assert!(heard(socket).is_some(), "{to} lost its connection");
+    }
+    // An agent that starts again knows nothing of the payloads before it.
+    let _again = Networks::start(&bed.config).unwrap();
+    assert_eq!(tracked(&inner), 0);
+    assert!(matches!(bed.networks.renew(&plan, two), Err(true)), "one datagram is use");
+}
+
+/// As connection tracking writes it.
+fn ipv6_in_full(address: Ipv6Addr) -> String {
+    let words: Vec<String> = address.segments().iter().map(|word| format!("{word:04x}")).collect();
+    format!("src={} ", words.join(":"))
+}
+
+#[test]
 fn an_unused_network_serves_again_and_a_used_one_does_not() {
     let bed = Bed::dual();
     let (plan, namespace) = bed.payload(0);
@@ -614,8 +674,10 @@ fn the_rules_know_what_the_encoder_says() {
     };
     let (name, text) = (namespace.interface().to_owned(), list());
     for line in [
-        format!("elements = {{ \"{name}\" . 100.64.0.14 }}"),
-        format!("elements = {{ \"{name}\" . 100.64.0.14 counter packets 0 bytes 0 : {VM} . 13312-14335 }}"),
+        format!("elements = {{ \"{name}\" . 100.64.0.14 counter packets 0 bytes 0 }}"),
+        format!("elements = {{ \"{name}\" . 100.64.0.14 : {VM} . 13312-14335 }}"),
+        format!("elements = {{ \"{name}\" : 0x6440000e }}"),
+        format!("elements = {{ {} }}", namespace.ipv6().unwrap()),
         format!("elements = {{ \"{name}\" . {} counter packets 0 bytes 0 }}", namespace.ipv6().unwrap()),
         format!("elements = {{ \"{name}\" limit rate over 512/second burst 4096 packets }}"),
     ] {

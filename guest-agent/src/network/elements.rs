@@ -20,8 +20,8 @@ const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
 const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
 const ERROR: u16 = 2;
 
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACK: u16 = 4;
 const ECHO: u16 = 8;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
@@ -41,6 +41,8 @@ pub enum Element {
     Taken6(Ipv6Addr),
     /// `blocks`: this source leaves as that address, from those ports.
     Block(Ipv4Addr, Ipv4Addr, PortBlock),
+    /// `marks`: its connections have this mark in connection tracking.
+    Mark(u32),
     /// `pace`: counts how fast it makes them.
     Pace,
 }
@@ -52,6 +54,7 @@ impl Element {
             Self::Source6(_) => "inner6",
             Self::Taken6(_) => "taken6",
             Self::Block(..) => "blocks",
+            Self::Mark(_) => "marks",
             Self::Pace => "pace",
         }
     }
@@ -66,14 +69,18 @@ impl Element {
         match self {
             Self::Source(address) | Self::Block(address, ..) => key.extend(address.octets()),
             Self::Source6(address) => key.extend(address.octets()),
-            Self::Taken6(_) | Self::Pace => {}
+            Self::Taken6(_) | Self::Mark(_) | Self::Pace => {}
         }
         key
     }
 
-    /// An interval: address and port of its beginning, then of its end, each port padded to a word.
+    /// A mark, or an interval: address and port of its beginning, then of its end, each port padded to a word.
     fn data(self) -> Option<Vec<u8>> {
-        let Self::Block(_, outside, ports) = self else { return None };
+        let (outside, ports) = match self {
+            Self::Block(_, outside, ports) => (outside, ports),
+            Self::Mark(mark) => return Some(mark.to_ne_bytes().into()),
+            _ => return None,
+        };
         let end = |port: u16| [outside.octets().as_slice(), &port.to_be_bytes(), &[0, 0]].concat();
         Some([end(ports.first), end(ports.last)].concat())
     }
@@ -117,7 +124,7 @@ fn text(word: &str) -> Vec<u8> {
 }
 
 /// Header and body; bodies here are multiples of four bytes and far below 64 KiB.
-fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -128,7 +135,7 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());

@@ -103,17 +103,19 @@ fn table(rules: &Rules) -> String {
     .concat()
 }
 
-/// `blocks` and `inner6` count: they are looked up with success once for each connection that leaves. `bound` fills itself: the kernel
+/// `inner` and `inner6` count every packet that a payload sends. `marks` is how the connections of a payload are found when it has
+/// gone ([`super::conntrack`]). `bound` fills itself: the kernel
 /// drops an element that counts nothing, so it cannot be there from the start. It does not see closed connections, which the kernel
 /// remembers for a while; `pace` bounds how many of those there can be.
 fn sets(rules: &Rules) -> String {
     let connections = rules.connections;
     let pace = (connections / 8).max(1);
     format!(
-        r#"	set inner {{ type ifname . ipv4_addr; }}
+        r#"	set inner {{ type ifname . ipv4_addr; counter; }}
 	set inner6 {{ type ifname . ipv6_addr; counter; }}
 	set taken6 {{ type ipv6_addr; }}
-	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; counter; }}
+	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; }}
+	map marks {{ type ifname : mark; }}
 	set bound {{ type ifname; flags dynamic; size 65536; }}
 	set pace {{ type ifname; flags dynamic; size 65536; limit rate over {pace}/second burst {connections} packets; }}
 "#
@@ -130,8 +132,9 @@ fn guards(rules: &Rules) -> String {
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{PREFIX}*" accept
 		ip daddr 127.0.0.0/8 counter drop
-		meta nfproto ipv4 iifname . ip saddr != @inner counter drop
-		meta nfproto ipv6 iifname . ip6 saddr != @inner6 counter drop
+		iifname . ip saddr @inner accept
+		iifname . ip6 saddr @inner6 accept
+		counter drop
 	}}
 	chain resolver {{
 		type nat hook prerouting priority dstnat - 1; policy accept;
@@ -139,6 +142,7 @@ fn guards(rules: &Rules) -> String {
 	chain newcomer {{
 		add @bound {{ iifname ct count over {connections} }} counter drop
 		iifname @pace counter drop
+		ct mark set iifname map @marks
 	}}
 	chain input {{
 		type filter hook input priority filter; policy accept;
