@@ -440,6 +440,22 @@ fn nobody_in_the_vm_sends_from_an_address_that_it_does_not_have() {
         as_user(uid, || send_freely((VM, 5000).into(), (PEER, 9000).into()));
         assert_eq!(heard(&udp).unwrap().ip(), VM);
     }
+    // Not even inside: a payload hears nobody who says he is its peer, and the VM nobody who says he is a payload.
+    let asking = inside(own(&namespace), move || UdpSocket::bind((address, 5001)).unwrap());
+    let vm = UdpSocket::bind((VM6, 7000)).unwrap();
+    for socket in [&asking, &vm] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    asking.send_to(b"x", (PEER6, 9000)).unwrap();
+    assert!(heard(&udp6).is_some());
+    as_user(1000, || send_freely((PEER6, 9000).into(), (address, 5001).into()));
+    assert_eq!(heard(&asking), None, "a user of the VM is taken for the peer");
+    udp6.send_to(b"x", (address, 5001)).unwrap();
+    assert_eq!(heard(&asking), Some((PEER6, 9000).into()));
+    as_user(1000, || send_freely((address, 5001).into(), (VM6, 7000).into()));
+    assert_eq!(heard(&vm), None, "a user of the VM is taken for a payload");
+    as_user(1000, || send_freely((VM6, 5001).into(), (VM6, 7000).into()));
+    assert!(heard(&vm).is_some());
     // Nor does anybody behind the VM: a container that takes the payload's address.
     let behind = container(address);
     let send_from = |source: Ipv6Addr| {

@@ -123,10 +123,11 @@ fn sets(rules: &Rules) -> String {
 }
 
 /// Between payload and VM: nothing but name requests, and only with the payload's own source.
-/// `genuine`: any user may bind an address that the VM does not have (`IPV6_FREEBIND`), and a payload's is one. What is asked before there
-/// is an address has none; link-local sources are no lease and stay on the link.
+/// `genuine`: any user may bind an address that the VM does not have (`IPV6_FREEBIND`), and a payload's is one,
+/// or that of a payload's peer. What is asked before there is an address has none; link-local sources are no lease and stay on the link;
+/// within the VM a proxy may show its clients' addresses, but a payload is none.
 fn guards(rules: &Rules) -> String {
-    let Rules { dns, connections, .. } = rules;
+    let Rules { dns, connections, inner: Network { base, prefix }, .. } = rules;
     format!(
         r#"	chain origin {{
 		type filter hook prerouting priority raw; policy accept;
@@ -153,10 +154,12 @@ fn guards(rules: &Rules) -> String {
 	}}
 	chain genuine {{
 		type filter hook output priority raw; policy accept;
-		oifname {{ "lo", "{PREFIX}*" }} accept
 		ip saddr 0.0.0.0 accept
 		ip6 saddr {{ ::, fe80::/10 }} accept
-		fib saddr type != local counter drop
+		fib saddr type local accept
+		oifname != "lo" counter drop
+		ip saddr {base}/{prefix} counter drop
+		ip6 saddr @taken6 counter drop
 	}}
 	chain output {{
 		type filter hook output priority filter; policy accept;
