@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -18,15 +18,15 @@ use guest_agent::{
     lease::Slot,
     network::{
         Namespace, Networks, Plan,
-        netlink::{Change, Netlink},
+        netlink::{Change, End, Netlink},
         uplink,
     },
 };
 use nix::{
     mount::{MsFlags, mount},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, bind, recv, sendto,
-        setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, SockaddrStorage, bind,
+        recv, sendto, setsockopt, socket, sockopt,
     },
 };
 use vestigo_model::{Lease, PortBlock};
@@ -34,6 +34,8 @@ use vestigo_model::{Lease, PortBlock};
 const PATIENCE: Duration = Duration::from_millis(400);
 const VM6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 const PEER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
+/// Of a container behind the VM.
+const BEHIND6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 2);
 
 struct Bed {
     peer: Peer,
@@ -369,6 +371,105 @@ fn every_payload_has_an_ipv6_address_of_its_own() {
     assert!(!bed.networks.remove(&first), "noise of the kernel counts as use");
 }
 
+/// A datagram from an address that the VM need not have: no right is needed for that.
+fn send_freely(from: SocketAddr, to: SocketAddr) {
+    let family = if from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let free = socket(family, SockType::Datagram, SockFlag::empty(), None).unwrap();
+    // The same bit of the socket for both families.
+    setsockopt(&free, sockopt::IpFreebind, &true).unwrap();
+    bind(free.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+    let _ = sendto(free.as_raw_fd(), b"x", &SockaddrStorage::from(to), MsgFlags::empty());
+}
+
+/// A namespace behind the VM that the agent knows nothing of, with an address of its own and this one.
+fn container(address: Ipv6Addr) -> OwnedFd {
+    let make = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+    };
+    let namespace: OwnedFd = std::thread::spawn(make).join().unwrap();
+    let (gateway, mac) = (Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 1), [2, 0, 0, 0, 1, 1]);
+    let mut here = Netlink::open().unwrap();
+    let there = End { name: "eth0", mac: [2, 0, 0, 0, 1, 2] };
+    here.veth(End { name: "box0", mac }, there, namespace.as_fd(), 1500).unwrap();
+    let index = here.link("box0").unwrap().index;
+    here.apply(vec![Change::up(index), Change::address(index, gateway.into(), 64)]).unwrap();
+    inside(namespace.try_clone().unwrap(), move || {
+        let mut netlink = Netlink::open().unwrap();
+        let index = netlink.link("eth0").unwrap().index;
+        let changes = vec![
+            Change::up(index),
+            Change::address(index, BEHIND6.into(), 64),
+            Change::address(index, address.into(), 128),
+            Change::neighbour(index, gateway.into(), mac),
+            Change::default_route(gateway.into(), Some(index)),
+        ];
+        netlink.apply(changes).unwrap();
+        wait_for("the addresses", || [BEHIND6, address].iter().all(|own| UdpSocket::bind((*own, 0)).is_ok()));
+        wait_for("the container's cable", || netlink.link("eth0").unwrap().running);
+    });
+    namespace
+}
+
+#[test]
+fn nobody_in_the_vm_sends_from_an_address_that_it_does_not_have() {
+    let peer = network();
+    give6(VM6);
+    peer.inside(|| give6(PEER6));
+    // It forwards for others too.
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+    let bed = Bed::on(peer, |_| {});
+    let (plan, namespace) = bed.payload(0);
+    let address = namespace.ipv6().unwrap();
+    let mut free = address.segments();
+    free[7] ^= 1;
+    let free = Ipv6Addr::from(free);
+    let (udp, udp6) = (bed.udp(9000), bed.udp_at(PEER6.into(), 9000));
+    for uid in [1000, 0] {
+        for source in [address, free] {
+            as_user(uid, || send_freely((source, 5000).into(), (PEER6, 9000).into()));
+            assert_eq!(heard(&udp6), None, "uid {uid} sent from {source}");
+        }
+        for source in [plan.inner, Ipv4Addr::new(10, 9, 0, 77)] {
+            as_user(uid, || send_freely((source, 5000).into(), (PEER, 9000).into()));
+            assert_eq!(heard(&udp), None, "uid {uid} sent from {source}");
+        }
+        // The same socket with an honest address: the test can hear.
+        as_user(uid, || send_freely((VM6, 5000).into(), (PEER6, 9000).into()));
+        assert_eq!(heard(&udp6).unwrap().ip(), VM6);
+        as_user(uid, || send_freely((VM, 5000).into(), (PEER, 9000).into()));
+        assert_eq!(heard(&udp).unwrap().ip(), VM);
+    }
+    // Not even inside: a payload hears nobody who says he is its peer, and the VM nobody who says he is a payload.
+    let asking = inside(own(&namespace), move || UdpSocket::bind((address, 5001)).unwrap());
+    let vm = UdpSocket::bind((VM6, 7000)).unwrap();
+    for socket in [&asking, &vm] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    asking.send_to(b"x", (PEER6, 9000)).unwrap();
+    assert!(heard(&udp6).is_some());
+    as_user(1000, || send_freely((PEER6, 9000).into(), (address, 5001).into()));
+    assert_eq!(heard(&asking), None, "a user of the VM is taken for the peer");
+    udp6.send_to(b"x", (address, 5001)).unwrap();
+    assert_eq!(heard(&asking), Some((PEER6, 9000).into()));
+    as_user(1000, || send_freely((address, 5001).into(), (VM6, 7000).into()));
+    assert_eq!(heard(&vm), None, "a user of the VM is taken for a payload");
+    as_user(1000, || send_freely((VM6, 5001).into(), (VM6, 7000).into()));
+    assert!(heard(&vm).is_some());
+    // Nor does anybody behind the VM: a container that takes the payload's address.
+    let behind = container(address);
+    let send_from = |source: Ipv6Addr| {
+        let behind = behind.try_clone().unwrap();
+        inside(behind, move || UdpSocket::bind((source, 5000)).unwrap().send_to(b"x", (PEER6, 9000)).unwrap());
+    };
+    send_from(address);
+    assert_eq!(heard(&udp6), None, "a container sent from a payload's address");
+    send_from(BEHIND6);
+    assert_eq!(heard(&udp6).unwrap().ip(), BEHIND6, "its own address is its own affair");
+    send_udp(&namespace, (address, 5000), (PEER6, 9000));
+    assert_eq!(heard(&udp6).unwrap().ip(), address, "the payload itself still can");
+}
+
 #[test]
 fn without_a_prefix_there_is_no_ipv6() {
     let bed = Bed::new();
@@ -447,7 +548,9 @@ fn a_name_server_on_the_vms_loopback_answers_payloads_and_nothing_else_does() {
         send_udp(&namespace, (plan.inner, 0), to);
         assert_eq!(heard(socket), None, "{to:?} was reached");
     }
-    assert!(!bed.networks.remove(&plan), "what the VM's own server was asked has not left with the payload's ports");
+    // The server asked on behalf of the payload: that is use.
+    let gone = bed.networks.renew(&plan, namespace);
+    assert!(matches!(gone, Err(true)), "{gone:?}");
     // The VM moves to a server outside: the text follows, and the way in is closed.
     fs::write(folder.path().join("resolv.conf"), format!("nameserver {PEER}\n")).unwrap();
     wait_for("the new server", || bed.networks.resolv_conf().unwrap() == format!("nameserver {PEER}\n"));
@@ -493,6 +596,64 @@ fn one_payload_cannot_take_the_connections_of_the_others() {
 }
 
 #[test]
+fn the_next_payload_of_a_slot_inherits_no_connection() {
+    let bed = Bed::dual();
+    let (udp, udp6) = (bed.udp(9000), bed.udp_at(PEER6.into(), 9000));
+    let vm = UdpSocket::bind((VM, 9001)).unwrap();
+    vm.send_to(b"x", (PEER, 9000)).unwrap();
+    let of_vm = heard(&udp).unwrap();
+    let (plan, one) = bed.payload(0);
+    let (_, other) = bed.payload(1);
+    // A neighbour and the VM itself keep theirs.
+    let kept = inside(own(&other), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    kept.send_to(b"x", (PEER, 9000)).unwrap();
+    let of_other = heard(&udp).unwrap();
+    let first = inside(own(&one), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    first.set_read_timeout(Some(PATIENCE)).unwrap();
+    first.send_to(b"x", (PEER, 9000)).unwrap();
+    let old = heard(&udp).unwrap();
+    udp.send_to(b"x", old).unwrap();
+    assert!(heard(&first).is_some(), "the peer's way back");
+    send_udp(&one, (Ipv6Addr::UNSPECIFIED, 5006), (PEER6, 9000));
+    assert!(heard(&udp6).is_some());
+    let tracked = |inner: &str| {
+        let text = fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        text.lines().filter(|line| line.contains(inner)).count()
+    };
+    let (inner, address) = (format!("src={} ", plan.inner), ipv6_in_full(one.ipv6().unwrap()));
+    assert_eq!((tracked(&inner), tracked(&address)), (1, 1), "the test says nothing");
+    drop(first);
+    assert!(matches!(bed.networks.renew(&plan, one), Err(true)));
+    assert_eq!((tracked(&inner), tracked(&address)), (0, 0));
+
+    let (_, two) = bed.payload(0);
+    let second = inside(own(&two), || UdpSocket::bind(("0.0.0.0", 5000)).unwrap());
+    second.set_read_timeout(Some(PATIENCE)).unwrap();
+    udp.send_to(b"x", old).unwrap();
+    assert_eq!(heard(&second), None, "it got what its predecessor had asked for");
+    second.send_to(b"x", (PEER, 9000)).unwrap();
+    let new = heard(&udp).unwrap();
+    assert!(plan.ports.contains(new.port()) && tracked(&inner) == 1);
+    udp.send_to(b"x", new).unwrap();
+    assert!(heard(&second).is_some(), "its own connection works");
+    for (to, socket) in [(of_vm, &vm), (of_other, &kept)] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        udp.send_to(b"x", to).unwrap();
+        assert!(heard(socket).is_some(), "{to} lost its connection");
+    }
+    // An agent that starts again knows nothing of the payloads before it.
+    let _again = Networks::start(&bed.config).unwrap();
+    assert_eq!(tracked(&inner), 0);
+    assert!(matches!(bed.networks.renew(&plan, two), Err(true)), "one datagram is use");
+}
+
+/// As connection tracking writes it.
+fn ipv6_in_full(address: Ipv6Addr) -> String {
+    let words: Vec<String> = address.segments().iter().map(|word| format!("{word:04x}")).collect();
+    format!("src={} ", words.join(":"))
+}
+
+#[test]
 fn an_unused_network_serves_again_and_a_used_one_does_not() {
     let bed = Bed::dual();
     let (plan, namespace) = bed.payload(0);
@@ -529,8 +690,10 @@ fn the_rules_know_what_the_encoder_says() {
     };
     let (name, text) = (namespace.interface().to_owned(), list());
     for line in [
-        format!("elements = {{ \"{name}\" . 100.64.0.14 }}"),
-        format!("elements = {{ \"{name}\" . 100.64.0.14 counter packets 0 bytes 0 : {VM} . 13312-14335 }}"),
+        format!("elements = {{ \"{name}\" . 100.64.0.14 counter packets 0 bytes 0 }}"),
+        format!("elements = {{ \"{name}\" . 100.64.0.14 : {VM} . 13312-14335 }}"),
+        format!("elements = {{ \"{name}\" : 0x6440000e }}"),
+        format!("elements = {{ {} }}", namespace.ipv6().unwrap()),
         format!("elements = {{ \"{name}\" . {} counter packets 0 bytes 0 }}", namespace.ipv6().unwrap()),
         format!("elements = {{ \"{name}\" limit rate over 512/second burst 4096 packets }}"),
     ] {

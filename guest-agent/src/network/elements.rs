@@ -20,8 +20,8 @@ const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
 const DELETE_ELEMENT: u16 = NFTABLES << 8 | 14;
 const ERROR: u16 = 2;
 
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
+pub(super) const REQUEST: u16 = 1;
+pub(super) const ACK: u16 = 4;
 const ECHO: u16 = 8;
 const EXCL: u16 = 0x200;
 const CREATE: u16 = 0x400;
@@ -30,15 +30,19 @@ const FAMILY_INET: u8 = 1;
 const NESTED: u16 = 0x8000;
 const HEADER: usize = 16;
 
-/// An element of one of the table's sets. All keys begin with the payload's interface.
+/// An element of one of the table's sets. All keys but one begin with the payload's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
     /// `inner`: the only IPv4 source that its interface may send from.
     Source(Ipv4Addr),
     /// `inner6`: the only IPv6 source.
     Source6(Ipv6Addr),
+    /// `taken6`: nobody else may send from it. Its key is the address alone.
+    Taken6(Ipv6Addr),
     /// `blocks`: this source leaves as that address, from those ports.
     Block(Ipv4Addr, Ipv4Addr, PortBlock),
+    /// `marks`: its connections have this mark in connection tracking.
+    Mark(u32),
     /// `pace`: counts how fast it makes them.
     Pace,
 }
@@ -48,26 +52,35 @@ impl Element {
         match self {
             Self::Source(_) => "inner",
             Self::Source6(_) => "inner6",
+            Self::Taken6(_) => "taken6",
             Self::Block(..) => "blocks",
+            Self::Mark(_) => "marks",
             Self::Pace => "pace",
         }
     }
 
     /// The name fills 16 bytes, as IFNAMSIZ; each further part of a key its own words.
     fn key(self, interface: &str) -> Vec<u8> {
+        if let Self::Taken6(address) = self {
+            return address.octets().into();
+        }
         let mut key: Vec<u8> = interface.bytes().take(15).collect();
         key.resize(16, 0);
         match self {
             Self::Source(address) | Self::Block(address, ..) => key.extend(address.octets()),
             Self::Source6(address) => key.extend(address.octets()),
-            Self::Pace => {}
+            Self::Taken6(_) | Self::Mark(_) | Self::Pace => {}
         }
         key
     }
 
-    /// An interval: address and port of its beginning, then of its end, each port padded to a word.
+    /// A mark, or an interval: address and port of its beginning, then of its end, each port padded to a word.
     fn data(self) -> Option<Vec<u8>> {
-        let Self::Block(_, outside, ports) = self else { return None };
+        let (outside, ports) = match self {
+            Self::Block(_, outside, ports) => (outside, ports),
+            Self::Mark(mark) => return Some(mark.to_ne_bytes().into()),
+            _ => return None,
+        };
         let end = |port: u16| [outside.octets().as_slice(), &port.to_be_bytes(), &[0, 0]].concat();
         Some([end(ports.first), end(ports.last)].concat())
     }
@@ -111,7 +124,7 @@ fn text(word: &str) -> Vec<u8> {
 }
 
 /// Header and body; bodies here are multiples of four bytes and far below 64 KiB.
-fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+pub(super) fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -122,7 +135,7 @@ fn message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::Ipv4Addr,
     os::fd::AsRawFd,
     sync::{Mutex, PoisonError},
 };
@@ -9,7 +10,10 @@ use std::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::elements::{self, Answer, Element};
+use super::{
+    conntrack,
+    elements::{self, Answer, Element},
+};
 
 /// Largest answer to one message: an echo or an error, each with a copy of what was sent.
 const DATAGRAM: usize = 8192;
@@ -34,13 +38,21 @@ impl Filter {
         self.send(&elements::add(interface, elements))?.verdict(elements.len())
     }
 
-    /// Lets it out no more. Gives the number of connections that had left.
+    /// Lets it out no more. Gives the number of packets that it had sent.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn remove(&self, interface: &str, elements: &[Element]) -> io::Result<u64> {
         let answer = self.send(&elements::remove(interface, elements))?;
         answer.verdict(elements.len()).map(|()| answer.packets)
+    }
+
+    /// Makes the kernel forget the connections of payloads of this inner network. It looks at all that it knows.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn forget(&self, base: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        self.send(&conntrack::forget(base, prefix))?.verdict(1)
     }
 
     fn send(&self, batch: &[u8]) -> io::Result<Answer> {

@@ -4,6 +4,7 @@
 //! [`filter`] the elements in them that are a payload. Many threads may add and remove at once: no lock is held meanwhile, but for the
 //! look at the VM's own addresses once a second.
 
+pub mod conntrack;
 pub mod elements;
 pub mod filter;
 pub mod ipv6;
@@ -41,7 +42,10 @@ use self::{
     settings::write,
     uplink::Surroundings,
 };
-use crate::{config::Config, lease::Slot};
+use crate::{
+    config::{Config, Network},
+    lease::Slot,
+};
 
 /// What every VM-side interface of a payload begins with; the rules match it.
 pub const PREFIX: &str = "vgp";
@@ -105,9 +109,13 @@ impl Plan {
     }
 
     fn elements(&self, outside: Ipv4Addr, address6: Option<Ipv6Addr>) -> Vec<Element> {
-        let mut elements =
-            vec![Element::Pace, Element::Source(self.inner), Element::Block(self.inner, outside, self.ports)];
-        elements.extend(address6.map(Element::Source6));
+        let mut elements = vec![
+            Element::Pace,
+            Element::Mark(conntrack::mark(self.inner)),
+            Element::Source(self.inner),
+            Element::Block(self.inner, outside, self.ports),
+        ];
+        elements.extend(address6.into_iter().flat_map(|address| [Element::Source6(address), Element::Taken6(address)]));
         elements
     }
 }
@@ -171,6 +179,11 @@ impl Networks {
             only_payloads: before.no_forwarding,
             only_payloads6: before.no_forwarding6,
         })?;
+        let filter = Filter::default();
+        let Network { base, prefix } = config.inner_network;
+        filter.forget(base, prefix).map_err(io(
+            "make the kernel forget the connections of earlier payloads (it must have nf_conntrack_netlink)",
+        ))?;
         settings::set(config, PortBlock { first: system.first, last: pilot.last })?;
         let networks = Self {
             uplink: config.uplink.clone(),
@@ -178,7 +191,7 @@ impl Networks {
             own,
             dns: config.inner_network.dns(),
             made: AtomicU32::new(0),
-            filter: Filter::default(),
+            filter,
             around: Mutex::default(),
             joined: Mutex::default(),
             resolver: Mutex::default(),
@@ -295,7 +308,7 @@ impl Networks {
         result.map(|()| namespace)
     }
 
-    /// Takes a payload's network away. `true` if a connection of it ever left the VM (or nobody can tell). The interfaces themselves
+    /// Takes a payload's network away. `true` if it ever sent a packet (or nobody can tell). The interfaces themselves
     /// go with the last descriptor of the namespace, so drop it soon: to remove one now would keep all others waiting for 20 ms.
     pub fn remove(&self, plan: &Plan) -> bool {
         let Some(joined) = lock(&self.joined).remove(&plan.interface) else { return true };
@@ -307,7 +320,7 @@ impl Networks {
         used
     }
 
-    /// Instead of [`Self::remove`]: gives a network back for the next payload of the same slot if nothing ever left the VM from it, there
+    /// Instead of [`Self::remove`]: gives a network back for the next payload of the same slot if it never sent a packet, there
     /// is no socket in it any more, and it would be made the same way again. That costs next to nothing. The
     /// payload's processes must be gone.
     ///
@@ -327,15 +340,21 @@ impl Networks {
         Err(used)
     }
 
-    /// Takes the elements out. `true` if a connection had left, or nobody can tell.
+    /// Takes the elements out, and then the connections: in this order no packet can make a new one. `true` if it had sent a
+    /// packet, to whomever, or nobody can tell.
     fn shut(&self, plan: &Plan, joined: &Joined) -> bool {
-        self.filter.remove(&joined.interface, &joined.elements(plan)).map_or_else(
+        let removed = self.filter.remove(&joined.interface, &joined.elements(plan));
+        let used = removed.map_or_else(
             |error| {
                 warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
                 true
             },
-            |connections| connections > 0,
-        )
+            |packets| packets > 0,
+        );
+        if used && let Err(error) = self.filter.forget(plan.inner, 32) {
+            warn!(interface = joined.interface, %error, "a payload's connections could not be removed");
+        }
+        used
     }
 }
 

@@ -103,16 +103,19 @@ fn table(rules: &Rules) -> String {
     .concat()
 }
 
-/// `blocks` and `inner6` count: they are looked up with success once for each connection that leaves. `bound` fills itself: the kernel
+/// `inner` and `inner6` count every packet that a payload sends. `marks` is how the connections of a payload are found when it has
+/// gone ([`super::conntrack`]). `bound` fills itself: the kernel
 /// drops an element that counts nothing, so it cannot be there from the start. It does not see closed connections, which the kernel
 /// remembers for a while; `pace` bounds how many of those there can be.
 fn sets(rules: &Rules) -> String {
     let connections = rules.connections;
     let pace = (connections / 8).max(1);
     format!(
-        r#"	set inner {{ type ifname . ipv4_addr; }}
+        r#"	set inner {{ type ifname . ipv4_addr; counter; }}
 	set inner6 {{ type ifname . ipv6_addr; counter; }}
-	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; counter; }}
+	set taken6 {{ type ipv6_addr; }}
+	map blocks {{ type ifname . ipv4_addr : interval ipv4_addr . inet_service; }}
+	map marks {{ type ifname : mark; }}
 	set bound {{ type ifname; flags dynamic; size 65536; }}
 	set pace {{ type ifname; flags dynamic; size 65536; limit rate over {pace}/second burst {connections} packets; }}
 "#
@@ -120,15 +123,19 @@ fn sets(rules: &Rules) -> String {
 }
 
 /// Between payload and VM: nothing but name requests, and only with the payload's own source.
+/// `genuine`: any user may bind an address that the VM does not have (`IPV6_FREEBIND`), and a payload's is one,
+/// or that of a payload's peer. What is asked before there is an address has none; link-local sources are no lease and stay on the link;
+/// within the VM a proxy may show its clients' addresses, but a payload is none.
 fn guards(rules: &Rules) -> String {
-    let Rules { dns, connections, .. } = rules;
+    let Rules { dns, connections, inner: Network { base, prefix }, .. } = rules;
     format!(
         r#"	chain origin {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{PREFIX}*" accept
 		ip daddr 127.0.0.0/8 counter drop
-		meta nfproto ipv4 iifname . ip saddr != @inner counter drop
-		meta nfproto ipv6 iifname . ip6 saddr != @inner6 counter drop
+		iifname . ip saddr @inner accept
+		iifname . ip6 saddr @inner6 accept
+		counter drop
 	}}
 	chain resolver {{
 		type nat hook prerouting priority dstnat - 1; policy accept;
@@ -136,6 +143,7 @@ fn guards(rules: &Rules) -> String {
 	chain newcomer {{
 		add @bound {{ iifname ct count over {connections} }} counter drop
 		iifname @pace counter drop
+		ct mark set iifname map @marks
 	}}
 	chain input {{
 		type filter hook input priority filter; policy accept;
@@ -143,6 +151,15 @@ fn guards(rules: &Rules) -> String {
 		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state established accept
 		ct status dnat ct original ip daddr {dns} meta l4proto {{ tcp, udp }} ct state new goto newcomer
 		counter drop
+	}}
+	chain genuine {{
+		type filter hook output priority raw; policy accept;
+		ip saddr 0.0.0.0 accept
+		ip6 saddr {{ ::, fe80::/10 }} accept
+		fib saddr type local accept
+		oifname != "lo" counter drop
+		ip saddr {base}/{prefix} counter drop
+		ip6 saddr @taken6 counter drop
 	}}
 	chain output {{
 		type filter hook output priority filter; policy accept;
@@ -218,7 +235,9 @@ fn nat(rules: &Rules) -> String {
 	}}
 	chain leave {{
 		type filter hook postrouting priority srcnat + 10; policy accept;
-		oifname != "{PREFIX}*" ip saddr {base}/{prefix} counter drop
+		oifname "{PREFIX}*" accept
+		ip saddr {base}/{prefix} counter drop
+		iifname != "{PREFIX}*" ip6 saddr @taken6 counter drop
 	}}
 "#
     )
