@@ -131,8 +131,19 @@ fn what_is_shown_for_writing_is_the_callers_own_and_so_is_what_is_made_there() {
     let file = own.join("file");
     let (code, said) = world.run(PILOT, &["--bind", &pair(&file, "/out.txt")], &["sh", "-c", "echo only > /out.txt"]);
     assert!(code == Some(0) && fs::read_to_string(&file).unwrap() == "only\n", "{said}");
+    // A program of the caller's that whoever runs it would be the caller with: nobody makes one.
+    for mode in ["4755", "2755", "6755", "u+s", "g+s"] {
+        for options in [&["--bind", &pair(&own, "/d")][..], &["--nested", "--bind", &pair(&own, "/d")]] {
+            let script = format!("cp /usr/bin/id /d/suid && chmod 755 /d/suid && chmod {mode} /d/suid");
+            let (code, said) = world.run(PILOT, options, &["sh", "-c", &script]);
+            assert!(code != Some(0) && said.contains("Operation not permitted"), "{mode}: {said}");
+            let made = fs::metadata(own.join("suid")).unwrap();
+            assert_eq!((made.uid(), made.mode() & 0o7777), (PILOT, 0o755), "{mode}");
+            fs::remove_file(own.join("suid")).unwrap();
+        }
+    }
     // Set-uid bits and devices are worth nothing there.
-    let script = "cp /usr/bin/id /d/id && chmod 4755 /d/id && grep ' /d ' /proc/self/mounts";
+    let script = "cp /usr/bin/id /d/id && grep ' /d ' /proc/self/mounts";
     let (_, said) = world.run(PILOT, &["--bind", &pair(&own, "/d")], &["sh", "-c", script]);
     assert!(said.contains("nosuid") && said.contains("nodev"), "{said}");
     for (caller, folder, sentence) in [
