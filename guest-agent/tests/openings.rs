@@ -705,3 +705,21 @@ fn what_is_mounted_later_below_an_exposed_folder_appears_inside() {
     assert!(said.starts_with("from later\n") && !exposed.join("y").exists(), "{said}");
     assert_eq!(last(&host)["R-ISO-19"].state, RuleState::Degraded);
 }
+
+/// A core would hold the payload's memory, and be written or read outside of its sandbox.
+#[test]
+fn a_payload_that_crashes_leaves_no_core() {
+    let world = World::start("");
+    let _host = world.host();
+    let own = world.folder_of(PILOT, "own", 0o700);
+    let script = "ulimit -c unlimited; grep core /proc/self/limits; cd /d; sh -c 'kill -SEGV $$'; ls -A";
+    for options in [&["--bind", &pair(&own, "/d")][..], &["--nested", "--bind", &pair(&own, "/d")]] {
+        let (_, said) = world.run(PILOT, options, &["bash", "-c", script]);
+        let limits: Vec<&str> = said.lines().filter(|line| line.starts_with("Max core")).collect();
+        assert_eq!(limits.len(), 1, "{said}");
+        let values: Vec<&str> = limits[0].split_whitespace().collect();
+        // 0 where the agent itself was started so; 1 also keeps the VM's own handler away.
+        assert!(values[4] == values[5] && matches!(values[4], "0" | "1"), "{said}");
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 0, "{said}");
+    }
+}
