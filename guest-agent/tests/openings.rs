@@ -592,11 +592,28 @@ fn two_users_never_have_one_folder_for_writing_at_a_time() {
             "{said}"
         );
     }
+    // The pilot moves it: it is the same folder.
+    let moved = own.with_file_name("moved");
+    fs::rename(&own, &moved).unwrap();
+    for path in [&moved, &moved.join("below")] {
+        let output = exec("bob", &["--bind", &pair(path, "/d")], &["true"]).output().unwrap();
+        assert!(output.status.code() == Some(203) && text(&output).contains("R-ISO-17"), "{}", text(&output));
+    }
+    fs::rename(&moved, &own).unwrap();
+    // A file alone is to have one name.
+    let file = world.folder_of(PILOT, "other", 0o700).join("file");
+    file_of(PILOT, &file, 0o600, "x");
+    fs::hard_link(&file, file.with_file_name("link")).unwrap();
+    let linked = pair(&file, "/file");
+    let output = exec("bob", &["--bind", &linked], &["true"]).output().unwrap();
+    assert!(output.status.code() == Some(203) && text(&output).contains("hard links"), "{}", text(&output));
+    fs::remove_file(file.with_file_name("link")).unwrap();
+    assert!(exec("bob", &["--bind", &linked], &["true"]).status().unwrap().success());
     assert!(exec("alice", &["--work", folder], &["true"]).status().unwrap().success());
     assert!(exec("bob", &["--ro-bind", &pair(&own, "/d")], &["true"]).status().unwrap().success());
     first.kill().unwrap();
     first.wait().unwrap();
-    wait_for("its end", || host.ends().len() == 3 && world.status().payloads.is_empty());
+    wait_for("its end", || host.ends().len() == 4 && world.status().payloads.is_empty());
     assert!(exec("bob", &["--work", folder], &["true"]).status().unwrap().success());
 }
 
