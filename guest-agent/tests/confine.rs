@@ -12,6 +12,7 @@ use std::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         linux::net::SocketAddrExt,
         unix::{
+            fs::MetadataExt,
             net::{SocketAddr, UnixListener},
             process::{CommandExt, ExitStatusExt},
         },
@@ -36,6 +37,8 @@ use nix::{
 use programs::{EVERYDAY, PROGRAMS};
 
 const BAD: i64 = 1;
+const HERE: i64 = libc::AT_FDCWD as i64;
+const MAKE: i64 = (libc::O_CREAT | libc::O_WRONLY) as i64;
 
 /// What a call came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +102,7 @@ fn harmless(name: &str) -> Option<[i64; 5]> {
         "fsconfig" | "kexec_file_load" => [-1, -1, 0, 0, -1],
         "mount_setattr" | "open_tree_attr" => [-1, BAD, 0, BAD, 0],
         "name_to_handle_at" => [-1, BAD, BAD, BAD, -1],
+        "openat2" => [-1, BAD, BAD, 24, 0],
         "fanotify_init" | "userfaultfd" | "quotactl" => [-1, BAD, 0, 0, 0],
         "keyctl" | "iopl" | "sysfs" | "syslog" | "nfsservctl" => [9999, 0, 0, 0, 0],
         "bpf" => [9999, BAD, 8, 0, 0],
@@ -297,6 +301,93 @@ fn devices_old_modes_and_memory_of_others_are_refused() {
     assert_eq!(move_pages(strict, other), Answer::No(Errno::EPERM));
     assert_ne!(move_pages(None, other), Answer::No(Errno::EPERM));
     assert_ne!(move_pages(strict, 0), Answer::No(Errno::EPERM));
+}
+
+/// Every way to give a file such bits, each with its mode in another place, on a real file.
+#[test]
+fn no_file_gets_a_set_uid_or_set_gid_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| std::ffi::CString::new(folder.path().join(name).to_str().unwrap()).unwrap();
+    let temporary = i64::from(libc::O_TMPFILE | libc::O_WRONLY);
+    // From the paths of a file that is there and of one to be made, an open file, and a mode.
+    type Way = fn(i64, i64, i64, i64) -> [i64; 4];
+    let (regular, ways): (i64, &[(&str, i64, Way)]) = (
+        0o100_000,
+        &[
+            #[cfg(target_arch = "x86_64")]
+            ("chmod", libc::SYS_chmod, |path, _, _, mode| [path, mode, 0, 0]),
+            ("fchmod", libc::SYS_fchmod, |_, _, fd, mode| [fd, mode, 0, 0]),
+            ("fchmodat", libc::SYS_fchmodat, |path, _, _, mode| [HERE, path, mode, 0]),
+            ("fchmodat2", 452, |path, _, _, mode| [HERE, path, mode, 0]),
+            #[cfg(target_arch = "x86_64")]
+            ("creat", libc::SYS_creat, |_, new, _, mode| [new, mode, 0, 0]),
+            #[cfg(target_arch = "x86_64")]
+            ("open", libc::SYS_open, |_, new, _, mode| [new, MAKE, mode, 0]),
+            ("openat", libc::SYS_openat, |_, new, _, mode| [HERE, new, MAKE, mode]),
+            #[cfg(target_arch = "x86_64")]
+            ("mknod", libc::SYS_mknod, |_, new, _, mode| [new, mode, 0, 0]),
+            ("mknodat", libc::SYS_mknodat, |_, new, _, mode| [HERE, new, mode, 0]),
+        ],
+    );
+    let with = |(name, number, arguments): (&str, i64, Way), filter: Option<Mode>, mode: i64| {
+        let (there, new) = (path("there"), path("new"));
+        let file = fs::File::create(folder.path().join("there")).unwrap();
+        // The kind of node is in its mode.
+        let mode = if name.starts_with("mknod") { mode | regular } else { mode };
+        let [a, b, c, d] = arguments(there.as_ptr() as i64, new.as_ptr() as i64, file.as_raw_fd().into(), mode);
+        let answer = ask(filter, move || {
+            let _kept = (&there, &new, &file);
+            raw(number, [a, b, c, d, 0, 0])
+        });
+        let bits = |name: &str| fs::metadata(folder.path().join(name)).map_or(0, |about| about.mode() & 0o6000);
+        let bits = bits("there") | bits("new");
+        fs::remove_file(folder.path().join("there")).unwrap();
+        let _ = fs::remove_file(folder.path().join("new"));
+        (answer, i64::from(bits))
+    };
+    for way in ways {
+        for bits in [0o4755, 0o2755, 0o6000] {
+            assert_eq!(with(*way, None, bits), (Answer::Done, bits & 0o6000), "{}", way.0);
+            for filter in [Mode::Strict, Mode::Nested] {
+                for wide in [bits, bits | 7 << 32] {
+                    assert_eq!(with(*way, Some(filter), wide), (Answer::No(Errno::EPERM), 0), "{}", way.0);
+                }
+            }
+        }
+        for filter in [Mode::Strict, Mode::Nested] {
+            assert_eq!(with(*way, Some(filter), 0o1711), (Answer::Done, 0), "{}", way.0);
+        }
+    }
+    let unnamed = |filter, flags: i64, mode: i64| {
+        let folder = path(".");
+        ask(filter, move || raw(libc::SYS_openat, [HERE, folder.as_ptr() as i64, flags, mode, 0, 0]))
+    };
+    assert_eq!(unnamed(None, temporary, 0o4755), Answer::Done);
+    assert_eq!(unnamed(Some(Mode::Nested), temporary, 0o4755), Answer::No(Errno::EPERM));
+    // No file is made, so this is what a register held.
+    assert_eq!(unnamed(Some(Mode::Strict), i64::from(libc::O_DIRECTORY), 0o4755), Answer::Done);
+    let queue = |filter, mode: i64| {
+        let name = std::ffi::CString::new(format!("confine-{}", std::process::id())).unwrap();
+        ask(filter, move || {
+            let queue = raw(libc::SYS_mq_open, [name.as_ptr() as i64, MAKE, mode, 0, 0, 0]);
+            if queue >= 0 {
+                raw(libc::SYS_mq_unlink, [name.as_ptr() as i64, 0, 0, 0, 0, 0]);
+            }
+            queue
+        })
+    };
+    assert_eq!((queue(None, 0o4600), queue(Some(Mode::Nested), 0o600)), (Answer::Done, Answer::Done));
+    assert_eq!(queue(Some(Mode::Nested), 0o4600), Answer::No(Errno::EPERM));
+}
+
+#[test]
+fn a_payload_changes_its_own_limits_only() {
+    let other = i64::from(std::process::id());
+    for mode in [Mode::Strict, Mode::Nested] {
+        let limit = |filter, pid| asked(filter, libc::SYS_prlimit64, &[pid, 7, 0, 0]);
+        assert_eq!((limit(None, other), limit(None, 0)), (Answer::Done, Answer::Done));
+        assert_eq!((limit(Some(mode), other), limit(Some(mode), 0)), (Answer::No(Errno::EPERM), Answer::Done));
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

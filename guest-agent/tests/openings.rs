@@ -131,8 +131,19 @@ fn what_is_shown_for_writing_is_the_callers_own_and_so_is_what_is_made_there() {
     let file = own.join("file");
     let (code, said) = world.run(PILOT, &["--bind", &pair(&file, "/out.txt")], &["sh", "-c", "echo only > /out.txt"]);
     assert!(code == Some(0) && fs::read_to_string(&file).unwrap() == "only\n", "{said}");
+    // A program of the caller's that whoever runs it would be the caller with: nobody makes one.
+    for mode in ["4755", "2755", "6755", "u+s", "g+s"] {
+        for options in [&["--bind", &pair(&own, "/d")][..], &["--nested", "--bind", &pair(&own, "/d")]] {
+            let script = format!("cp /usr/bin/id /d/suid && chmod 755 /d/suid && chmod {mode} /d/suid");
+            let (code, said) = world.run(PILOT, options, &["sh", "-c", &script]);
+            assert!(code != Some(0) && said.contains("Operation not permitted"), "{mode}: {said}");
+            let made = fs::metadata(own.join("suid")).unwrap();
+            assert_eq!((made.uid(), made.mode() & 0o7777), (PILOT, 0o755), "{mode}");
+            fs::remove_file(own.join("suid")).unwrap();
+        }
+    }
     // Set-uid bits and devices are worth nothing there.
-    let script = "cp /usr/bin/id /d/id && chmod 4755 /d/id && grep ' /d ' /proc/self/mounts";
+    let script = "cp /usr/bin/id /d/id && grep ' /d ' /proc/self/mounts";
     let (_, said) = world.run(PILOT, &["--bind", &pair(&own, "/d")], &["sh", "-c", script]);
     assert!(said.contains("nosuid") && said.contains("nodev"), "{said}");
     for (caller, folder, sentence) in [
@@ -581,11 +592,28 @@ fn two_users_never_have_one_folder_for_writing_at_a_time() {
             "{said}"
         );
     }
+    // The pilot moves it: it is the same folder.
+    let moved = own.with_file_name("moved");
+    fs::rename(&own, &moved).unwrap();
+    for path in [&moved, &moved.join("below")] {
+        let output = exec("bob", &["--bind", &pair(path, "/d")], &["true"]).output().unwrap();
+        assert!(output.status.code() == Some(203) && text(&output).contains("R-ISO-17"), "{}", text(&output));
+    }
+    fs::rename(&moved, &own).unwrap();
+    // A file alone is to have one name.
+    let file = world.folder_of(PILOT, "other", 0o700).join("file");
+    file_of(PILOT, &file, 0o600, "x");
+    fs::hard_link(&file, file.with_file_name("link")).unwrap();
+    let linked = pair(&file, "/file");
+    let output = exec("bob", &["--bind", &linked], &["true"]).output().unwrap();
+    assert!(output.status.code() == Some(203) && text(&output).contains("hard links"), "{}", text(&output));
+    fs::remove_file(file.with_file_name("link")).unwrap();
+    assert!(exec("bob", &["--bind", &linked], &["true"]).status().unwrap().success());
     assert!(exec("alice", &["--work", folder], &["true"]).status().unwrap().success());
     assert!(exec("bob", &["--ro-bind", &pair(&own, "/d")], &["true"]).status().unwrap().success());
     first.kill().unwrap();
     first.wait().unwrap();
-    wait_for("its end", || host.ends().len() == 3 && world.status().payloads.is_empty());
+    wait_for("its end", || host.ends().len() == 4 && world.status().payloads.is_empty());
     assert!(exec("bob", &["--work", folder], &["true"]).status().unwrap().success());
 }
 
@@ -693,4 +721,22 @@ fn what_is_mounted_later_below_an_exposed_folder_appears_inside() {
     let said = text(&nested.wait_with_output().unwrap());
     assert!(said.starts_with("from later\n") && !exposed.join("y").exists(), "{said}");
     assert_eq!(last(&host)["R-ISO-19"].state, RuleState::Degraded);
+}
+
+/// A core would hold the payload's memory, and be written or read outside of its sandbox.
+#[test]
+fn a_payload_that_crashes_leaves_no_core() {
+    let world = World::start("");
+    let _host = world.host();
+    let own = world.folder_of(PILOT, "own", 0o700);
+    let script = "ulimit -c unlimited; grep core /proc/self/limits; cd /d; sh -c 'kill -SEGV $$'; ls -A";
+    for options in [&["--bind", &pair(&own, "/d")][..], &["--nested", "--bind", &pair(&own, "/d")]] {
+        let (_, said) = world.run(PILOT, options, &["bash", "-c", script]);
+        let limits: Vec<&str> = said.lines().filter(|line| line.starts_with("Max core")).collect();
+        assert_eq!(limits.len(), 1, "{said}");
+        let values: Vec<&str> = limits[0].split_whitespace().collect();
+        // 0 where the agent itself was started so; 1 also keeps the VM's own handler away.
+        assert!(values[4] == values[5] && matches!(values[4], "0" | "1"), "{said}");
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 0, "{said}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use nix::{
@@ -42,8 +42,6 @@ pub(super) struct Descriptors {
     rootfs: Option<Shown>,
     work: Option<Shown>,
     binds: Vec<Shown>,
-    /// Paths that the payload may write to and that are the caller's.
-    pub writable: Vec<PathBuf>,
 }
 
 impl Descriptors {
@@ -64,9 +62,18 @@ impl Descriptors {
         for Bind { target, writable } in &shape.binds {
             binds.push(Shown::check(next()?, caller, &target.display().to_string(), *writable)?);
         }
-        let writable =
-            work.iter().chain(&binds).filter(|shown| shown.writable).map(|shown| places::path(&shown.fd)).collect();
-        Ok(Self { stdio, rootfs, work, binds, writable })
+        Ok(Self { stdio, rootfs, work, binds })
+    }
+
+    /// What the payload may write to and is the caller's, opened a second time.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub(super) fn writable(&self) -> Result<Vec<OwnedFd>, Refusal> {
+        let shown = self.work.iter().chain(&self.binds).filter(|shown| shown.writable);
+        shown
+            .map(|shown| shown.fd.try_clone().map_err(|e| Refusal::system(format!("a folder cannot be kept: {e}"))))
+            .collect()
     }
 
     /// Everything that [`crate::sandbox::Plan`] wants for this, in its order.
@@ -115,6 +122,11 @@ impl Shown {
                 "{name} belongs to uid {}, not to the caller (uid {}); give one of your own",
                 about.st_uid,
                 peer.uid()
+            )));
+        }
+        if writable && kind == SFlag::S_IFREG && about.st_nlink > 1 {
+            return Err(Refusal::policy(format!(
+                "{name} has more than one name (hard links), and payloads of others could have it by another; give a copy"
             )));
         }
         let owner = (mine && peer.uid() != 0).then(|| (peer.uid(), peer.gid()));

@@ -170,7 +170,7 @@ impl<'a> Started<'a> {
         let identified = identify(&state.trust(), &state.config, request, &pilot, SystemClock.now())?;
         let authenticated = SystemClock.now();
         steps.done("identified");
-        let folders = state.folders.hold(*uid, &identified.user, &fds.writable)?;
+        let folders = state.folders.hold(*uid, &identified.user, fds.writable()?)?;
         await_host(state)?;
         let limits = state.limits(request.shape.limits)?;
         let mut berth = moor(state, &request.shape, &fds)?;

@@ -20,6 +20,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
+        resource::{Resource, getrlimit, setrlimit},
         signal::{SigSet, Signal, kill},
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
@@ -193,11 +194,20 @@ fn renounce(plan: &Plan) -> Result<(), StepError> {
     // to an attack.
     limit_namespaces("net", "0")?;
     limit_namespaces("user", if plan.nested { "16" } else { "0" })?;
+    forbid_core_dumps()?;
     sys::drop_capabilities().map_err(step("drop capabilities"))?;
     prctl::set_no_new_privs().map_err(step("renounce new privileges"))?;
     prctl::set_dumpable(false).map_err(step("close to tracing"))?;
     // After the change of ids, which clears it.
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(step("tie to its parent"))
+}
+
+/// A crash would leave the payload's memory in a file, or hand it to a program of the VM's root, which runs outside. One byte is
+/// less than any file, and the kernel's sign that no such program is to be run: at 0 it runs.
+fn forbid_core_dumps() -> Result<(), StepError> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).map_err(step("forbid core dumps"))?;
+    let most = hard.min(1);
+    setrlimit(Resource::RLIMIT_CORE, most, most).map_err(step("forbid core dumps"))
 }
 
 fn limit_namespaces(kind: &str, most: &str) -> Result<(), StepError> {

@@ -1,7 +1,7 @@
 //! A payload's folders on the VM's disk, and their removal whatever the payload left in them.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -23,6 +23,9 @@ use super::{
     mounts,
 };
 use crate::sys::MountRules;
+
+/// So many names of a folder are in memory at a time when it is removed.
+const BATCH: usize = 1024;
 
 /// The folders of one payload; removed when dropped.
 #[derive(Debug)]
@@ -116,17 +119,11 @@ pub fn remove(top: &Path) -> io::Result<()> {
     let mut root = Dir::openat(AT_FDCWD, top, flags, Mode::empty())?;
     let mut count = 0u64;
     loop {
-        let mut left = Vec::new();
-        for entry in root.iter().collect::<Vec<_>>() {
-            let name = entry?.file_name().to_owned();
-            if !matches!(name.to_bytes(), b"." | b"..") {
-                left.push(name);
-            }
-        }
-        if left.is_empty() {
+        let some = some(&mut root)?;
+        if some.is_empty() {
             return fs::remove_dir(top);
         }
-        for name in left {
+        for (name, _) in some {
             match open_folder(&root, &name) {
                 Ok(folder) => {
                     empty(&root, Dir::from_fd(folder)?, &mut count)?;
@@ -135,8 +132,16 @@ pub fn remove(top: &Path) -> io::Result<()> {
                 Err(_) => unlinkat(&root, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?,
             }
         }
-        root = Dir::openat(AT_FDCWD, top, flags, Mode::empty())?;
     }
+}
+
+/// The first entries of a folder: a payload may have made millions in one.
+fn some(folder: &mut Dir) -> nix::Result<Vec<(CString, Option<Type>)>> {
+    // The next look begins at the start again.
+    let entries = folder.iter().map(|entry| entry.map(|entry| (entry.file_name().to_owned(), entry.file_type())));
+    let others =
+        |entry: &nix::Result<(CString, _)>| !matches!(entry, Ok((name, _)) if matches!(name.to_bytes(), b"." | b".."));
+    entries.filter(others).take(BATCH).collect()
 }
 
 fn open_folder(parent: &Dir, name: &CStr) -> nix::Result<OwnedFd> {
@@ -161,32 +166,36 @@ fn unlock(parent: &Dir, name: &CStr) -> nix::Result<()> {
 }
 
 fn empty(root: &Dir, mut folder: Dir, count: &mut u64) -> io::Result<()> {
-    let entries: Vec<_> = folder.iter().collect();
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
+    loop {
+        let some = some(&mut folder)?;
+        if some.is_empty() {
+            return Ok(());
         }
-        if entry.file_type() == Some(Type::Directory) && !geteuid().is_root() {
-            // To be moved elsewhere it must be writable, for its entry "..".
-            unlock(&folder, name)?;
-        }
-        if entry.file_type() != Some(Type::Directory) && unlinkat(&folder, name, UnlinkatFlags::NoRemoveDir).is_ok() {
-            continue;
-        }
-        // A folder, or of unknown kind; the number must not be one that stands there already.
-        loop {
-            *count += 1;
-            let fresh = format!(".gone-{count}");
-            match renameat(&folder, name, root, fresh.as_str()) {
-                Ok(()) => break,
-                Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) if *count < u64::MAX => {}
-                Err(error) => return Err(error.into()),
-            }
+        for (name, kind) in some {
+            take_out(root, &folder, &name, kind, count)?;
         }
     }
-    Ok(())
+}
+
+/// Removes an entry, or moves it up if it is a folder.
+fn take_out(root: &Dir, folder: &Dir, name: &CStr, kind: Option<Type>, count: &mut u64) -> io::Result<()> {
+    if kind == Some(Type::Directory) && !geteuid().is_root() {
+        // To be moved elsewhere it must be writable, for its entry "..".
+        unlock(folder, name)?;
+    }
+    if kind != Some(Type::Directory) && unlinkat(folder, name, UnlinkatFlags::NoRemoveDir).is_ok() {
+        return Ok(());
+    }
+    // A folder, or of unknown kind; the number must not be one that stands there already.
+    loop {
+        *count += 1;
+        let fresh = format!(".gone-{count}");
+        match renameat(folder, name, root, fresh.as_str()) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EEXIST | Errno::ENOTEMPTY | Errno::ENOTDIR) if *count < u64::MAX => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +213,14 @@ mod tests {
         std::os::unix::fs::symlink(&outside, scratch.path.join("work/link")).unwrap();
         fs::create_dir(scratch.path.join("work/.gone-1")).unwrap();
         fs::write(scratch.path.join("tmp/file"), "x").unwrap();
+        // More than are looked at in one go, files and folders.
+        fs::create_dir(scratch.path.join("tmp/many")).unwrap();
+        for number in 0..2 * BATCH + 3 {
+            fs::write(scratch.path.join(format!("tmp/many/{number}")), "").unwrap();
+            fs::create_dir(scratch.path.join(format!("tmp/many/d{number}"))).unwrap();
+        }
+        let mut many = Dir::open(&scratch.path.join("tmp/many"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        assert_eq!((some(&mut many).unwrap().len(), some(&mut many).unwrap().len()), (BATCH, BATCH));
         // Deeper than a path can be long and than a recursion can go.
         let mut at = openat(AT_FDCWD, &scratch.path.join("work"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
         for _ in 0..2500 {

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, ops::Range};
 use nix::errno::Errno;
 use seccompiler::{BpfProgram, sock_filter};
 
-use policy::{Call, Check, LAST_KNOWN};
+use policy::{Call, Check, LAST_KNOWN, When};
 pub use policy::{Group, groups};
 
 /// What the payload may do with namespaces of its own.
@@ -197,11 +197,18 @@ impl Code {
             entry = self.then(AND, check.mask, entry);
         }
         entry = self.then(LOAD, low_half(check.argument), entry);
-        if let Some((argument, value)) = check.when {
-            entry = self.branch(IF_EQUAL, value, entry, next);
-            entry = self.then(LOAD, low_half(argument), entry);
+        match check.when {
+            None => entry,
+            Some(When::Is(argument, value)) => {
+                let entry = self.branch(IF_EQUAL, value, entry, next);
+                self.then(LOAD, low_half(argument), entry)
+            }
+            Some(When::Has(argument, bits)) => {
+                let entry = self.branch(IF_EQUAL, 0, next, entry);
+                let entry = self.then(AND, bits, entry);
+                self.then(LOAD, low_half(argument), entry)
+            }
         }
-        entry
     }
 
     /// Finds the number that is loaded: halves the list, and goes through what is short.

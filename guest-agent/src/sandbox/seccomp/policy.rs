@@ -46,8 +46,8 @@ pub struct Call {
 /// One look at the low 32 bits of an argument.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Check {
-    /// Looked at only if this argument has this value.
-    pub when: Option<(u8, u32)>,
+    /// Looked at only then.
+    pub when: Option<When>,
     /// Number of the argument, from 0.
     pub argument: u8,
     /// Only these bits count.
@@ -60,6 +60,15 @@ pub struct Check {
     pub errno: Errno,
     /// What is refused, in words.
     pub what: &'static str,
+}
+
+/// What another argument of the call must be for a check to count. The first number is the argument's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// It has this value.
+    Is(u8, u32),
+    /// At least one of these bits is set.
+    Has(u8, u32),
 }
 
 impl Call {
@@ -139,8 +148,22 @@ const fn bits(mask: u32, check: Check) -> Check {
 
 /// Looks only if an argument has a value.
 const fn when(argument: u8, value: i32, check: Check) -> Check {
-    Check { when: Some((argument, value.cast_unsigned())), ..check }
+    Check { when: Some(When::Is(argument, value.cast_unsigned())), ..check }
 }
+
+/// Refuses set-uid and set-gid bits in a mode that stands in this argument.
+const fn set_id(argument: u8) -> Check {
+    bits(libc::S_ISUID | libc::S_ISGID, unless(argument, &[0], Errno::EPERM, "set-uid and set-gid bits"))
+}
+
+/// The same for a call that makes a file only with certain flags, which stand in the argument before the mode. Without them
+/// there is no mode: some programs leave a register as it was.
+const fn set_id_if_made(argument: u8) -> Check {
+    Check { when: Some(When::Has(argument - 1, MAKES_A_FILE)), ..set_id(argument) }
+}
+
+// O_CREAT, and __O_TMPFILE of asm-generic/fcntl.h without the O_DIRECTORY that the C library adds.
+const MAKES_A_FILE: u32 = 0o100 | 0o20_000_000;
 
 // The namespaces of clone(2). A time namespace (0x80) can be asked for by unshare and clone3 only: in clone these bits are
 // the number of a signal.
@@ -190,6 +213,27 @@ const DEVICE: Check = Check {
     mask: libc::S_IFMT,
     ..these(0, &[libc::S_IFCHR, libc::S_IFBLK], Errno::EPERM, "character and block devices")
 };
+
+// mkdir(2) is not here: the kernel takes no such bits from it. A folder that inherits its group still does.
+const SET_ID: &[Call] = &[
+    #[cfg(target_arch = "x86_64")]
+    checked("chmod", libc::SYS_chmod, &[set_id(1)]),
+    #[cfg(target_arch = "x86_64")]
+    checked("creat", libc::SYS_creat, &[set_id(1)]),
+    #[cfg(target_arch = "x86_64")]
+    checked("open", libc::SYS_open, &[set_id_if_made(2)]),
+    #[cfg(target_arch = "x86_64")]
+    only(Mode::Nested, checked("mknod", libc::SYS_mknod, &[set_id(1)])),
+    checked("fchmod", libc::SYS_fchmod, &[set_id(1)]),
+    checked("fchmodat", libc::SYS_fchmodat, &[set_id(2)]),
+    checked("fchmodat2", 452, &[set_id(2)]),
+    checked("openat", libc::SYS_openat, &[set_id_if_made(3)]),
+    only(Mode::Nested, checked("mknodat", libc::SYS_mknodat, &[set_id(2)])),
+    // Its mode lies in memory. Programs go on with openat.
+    absent("openat2", libc::SYS_openat2),
+    // A message queue is a file too.
+    checked("mq_open", libc::SYS_mq_open, &[set_id_if_made(2)]),
+];
 
 const GROUPS: &[Group] = &[
     Group {
@@ -272,13 +316,31 @@ const GROUPS: &[Group] = &[
         rules: &["R-ISO-8"],
         calls: &[
             #[cfg(target_arch = "x86_64")]
-            only(Mode::Strict, checked("mknod", libc::SYS_mknod, &[Check { argument: 1, ..DEVICE }])),
+            only(Mode::Strict, checked("mknod", libc::SYS_mknod, &[Check { argument: 1, ..DEVICE }, set_id(1)])),
             // In a nested namespace the kernel refuses all devices but the harmless 0:0, which overlay file systems need.
-            only(Mode::Strict, checked("mknodat", libc::SYS_mknodat, &[Check { argument: 2, ..DEVICE }])),
+            only(Mode::Strict, checked("mknodat", libc::SYS_mknodat, &[Check { argument: 2, ..DEVICE }, set_id(2)])),
             no("open_by_handle_at", libc::SYS_open_by_handle_at),
             no("name_to_handle_at", libc::SYS_name_to_handle_at),
             no("fanotify_init", libc::SYS_fanotify_init),
         ],
+    },
+    Group {
+        name: "set-uid and set-gid bits",
+        why: "in a folder of the caller's the payload's files are the caller's: with such a bit, everybody in the VM could \
+              run a program as the caller",
+        rules: &["R-ISO-23"],
+        calls: SET_ID,
+    },
+    Group {
+        name: "limits of other processes",
+        why: "the payload's PID 1 has its uid, and works without limits that the payload chose",
+        rules: &["R-ISO-5"],
+        calls: &[checked(
+            "prlimit64",
+            libc::SYS_prlimit64,
+            // Its own number would do too, but a filter does not know it; libraries say 0.
+            &[unless(0, &[0], Errno::EPERM, "a process named by its number")],
+        )],
     },
     Group {
         name: "terminal",
