@@ -27,7 +27,7 @@ use crate::{
     network::{Networks, Plan},
     protocol::Refusal,
     sandbox::forker::Forker,
-    status::{PoolStatus, Status},
+    status::{LeaseCounts, PoolStatus, Status},
     suspend::Bans,
 };
 
@@ -260,12 +260,12 @@ impl State {
         let (ready, waiting) = self.pool.counts();
         let payloads = self.live.of(asker);
         Status {
-            version: 1,
+            version: 2,
             agent: env!("CARGO_PKG_VERSION").into(),
             fail_mode: self.config.fail_mode.as_str().into(),
             link: self.link.status(),
             // A lease that waits with a prepared sandbox is free to whoever asks.
-            leases: (held.saturating_sub(waiting), resting, all),
+            leases: LeaseCounts { in_use: held.saturating_sub(waiting), resting, all },
             pool: PoolStatus { ready, wanted: berth::wanted(self) },
             payloads,
         }
