@@ -250,6 +250,13 @@ impl State {
         leases.all() - held - resting
     }
 
+    /// At the end: threads that wait for nothing more keep the parents, so they would stay empty behind us.
+    pub(super) fn remove_cgroups(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove_parents();
+        }
+    }
+
     /// The answer for somebody of this uid: others' users are nobody's business but root's.
     #[must_use]
     pub fn status(&self, asker: u32) -> Status {
