@@ -248,7 +248,12 @@ fn request(options: Exec, shape: Shape) -> Result<ExecRequest, Refusal> {
 }
 
 fn token(path: &Path) -> Result<Secret, Refusal> {
-    let bad = |e: String| Refusal::caller(format!("--token-file {}: {e}", path.display()));
+    let bad = |e: String| {
+        Refusal::caller(format!(
+            "--token-file {}: {e}; give a file with the payload's token that you can read",
+            path.display()
+        ))
+    };
     let bytes = discovery::read_token(path).map_err(|e| bad(e.to_string()))?;
     String::from_utf8(bytes).map(Secret).map_err(|_| bad("not text, so it is no token".into()))
 }

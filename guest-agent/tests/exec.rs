@@ -373,10 +373,18 @@ fn bad_configuration_names_file_line_and_key() {
     fs::write(&path, "fail_mode = \"open\"\n").unwrap();
     let output = agent().args(["daemon", "--check-config", "--config"]).arg(&path).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    let output = agent().args(["exec", "--payload-id", "x"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(201));
+    fs::write(&path, "allowed_signers = \"/no/such/file\"\n").unwrap();
+    let output = agent().args(["daemon", "--check-config", "--config"]).arg(&path).output().unwrap();
+    assert!(output.status.code() == Some(2) && text(&output).contains("/no/such/file"), "{}", text(&output));
+    let output = agent().args(["daemon", "--config", "/no/such/file"]).output().unwrap();
+    assert_eq!(text(&output).matches("os error 2").count(), 1, "{}", text(&output));
+    let wrong: [&[&str]; 3] = [&["exec", "--payload-id", "x"], &["selftest", "--peer", "x"], &["selftest", "--vo", ""]];
+    for call in wrong {
+        let output = agent().args(call).output().unwrap();
+        assert_eq!(output.status.code(), Some(201), "{call:?}");
+    }
     let output = agent().args(["status", "--socket", "/nowhere/agent.sock"]).output().unwrap();
-    assert!(output.status.code() == Some(1) && text(&output).contains("start `guest-agent daemon`"));
+    assert!(output.status.code() == Some(202) && text(&output).contains("start `guest-agent daemon`"));
 }
 
 #[test]
@@ -600,4 +608,26 @@ fn connections_are_told_where_that_is_switched_on() {
     assert!(connection.executable.contains("perl") && connection.pid.0 > 1, "{connection:?}");
     payload.kill().unwrap();
     payload.wait().unwrap();
+}
+
+/// Folders of this name below the machine's cgroup trees.
+fn groups_named(name: &str) -> usize {
+    let found =
+        std::process::Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", name]).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).lines().count()
+}
+
+#[test]
+fn an_agent_told_to_end_leaves_no_groups_behind() {
+    let mut world = World::start("");
+    let _host = world.host();
+    let config = fs::read_to_string(world.path("agent.toml")).unwrap();
+    let name = config.lines().find_map(|line| line.strip_prefix("cgroup = ")).unwrap().trim_matches('"').to_owned();
+    let mut payload = world.exec("alice", &["sleep", "823"]).spawn().unwrap();
+    wait_for("the payload", || running("823"));
+    assert!(groups_named(&name) > 0, "without groups nothing is tested");
+    kill(pid(&world.daemon), Signal::SIGTERM).unwrap();
+    assert!(world.daemon.wait().unwrap().success());
+    payload.wait().unwrap();
+    assert_eq!(groups_named(&name), 0);
 }

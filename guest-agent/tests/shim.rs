@@ -195,3 +195,20 @@ fn shims_work_without_the_daemon_if_the_pilot_says_so() {
         text(&output)
     );
 }
+
+#[test]
+fn a_bad_variable_and_a_bad_name_are_called_by_their_names() {
+    let world = World::start("");
+    let job = pilot(&world);
+    for (variable, value) in
+        [("VESTIGO_NET", "some"), ("VESTIGO_STATUS_FD", "x"), ("VESTIGO_STATUS_FD", "77"), ("VESTIGO_VO", " ")]
+    {
+        let mut call = call(&world, "glexec", &job, &["/bin/true"]);
+        let output = call.env("VESTIGO_PLAIN", "1").env(variable, value).output().unwrap();
+        assert!(output.status.code() == Some(201) && text(&output).contains(variable), "{variable}: {}", text(&output));
+    }
+    let shim = |words: &[&str]| common::agent().arg("shim").args(words).output().unwrap();
+    let (help, unknown) = (shim(&["--help"]), shim(&["docker"]));
+    assert!(help.status.success() && text(&help).contains("apptainer|singularity|glexec"), "{}", text(&help));
+    assert!(unknown.status.code() == Some(201) && text(&unknown).contains("docker"), "{}", text(&unknown));
+}
