@@ -32,6 +32,15 @@ pub fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
     Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }).map(adopt)
 }
 
+/// Columns of a terminal; `None` for anything else.
+#[must_use]
+pub fn terminal_width(fd: impl AsFd) -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call writes one `winsize`, which outlives it.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (done == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// Forks. Only for the sandbox's own processes, which have one thread: they descend from a re-executed process.
 ///
 /// # Errors
