@@ -136,6 +136,13 @@ impl Document {
     }
 }
 
+/// Writes the refusal of a call that never became a request.
+pub(crate) fn document_refusal(number: u32, refusal: &Refusal) {
+    if let Ok(mut document) = Document::new(Some(number)) {
+        document.refused(refusal);
+    }
+}
+
 /// Another descriptor of what the caller has open under this number: the offset stays common, and sockets work too. To be called
 /// before this process opens anything itself, which could get the number.
 pub(crate) fn status_file(number: u32) -> Result<fs::File, Refusal> {

@@ -130,7 +130,13 @@ pub fn run(shim: Shim, arguments: Vec<OsString>) -> u8 {
             }
             exec(shim, call.arguments)
         }
-        Err(refusal) => refused(shim, &refusal),
+        Err(refusal) => {
+            let number = env::var("VESTIGO_STATUS_FD").ok().and_then(|number| number.parse().ok());
+            if let Some(number) = number {
+                client::document_refusal(number, &refusal);
+            }
+            refused(shim, &refusal)
+        }
     }
 }
 
