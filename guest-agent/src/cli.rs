@@ -27,8 +27,12 @@ pub enum Command {
     /// cannot be executed, 127 not found; 201 wrong call, 202 the agent or the hypervisor cannot do it now, 203 refused.
     Exec(Box<Exec>),
     /// Show the link to the hypervisor and the running payloads
+    ///
+    /// Exit codes: 0, 201 wrong call, 202 no agent answers.
     Status(StatusArgs),
     /// Tasks that users sign: write a statement, print its digests, check one
+    ///
+    /// Exit codes: 0 done or good, 1 not done or not good, 2 wrong call.
     Task(crate::identity::cli::Task),
     /// Show what `exec` with these options would enforce, without starting anything
     Explain(Box<Explain>),
@@ -40,7 +44,6 @@ pub enum Command {
     #[command(name = crate::selftest::VERB, hide = true)]
     SelftestProbe(crate::selftest::cli::SelftestProbe),
     /// Write the manual pages into a folder
-    #[command(hide = true)]
     Man {
         /// Which
         folder: PathBuf,
@@ -53,7 +56,7 @@ pub struct Daemon {
     /// Configuration [default: /etc/vestigo/agent.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Check the configuration and exit (0 good, 2 bad)
+    /// Check the configuration and the trust files that it names, and exit (0 good, 2 bad)
     #[arg(long)]
     pub check_config: bool,
 }
@@ -142,14 +145,22 @@ pub struct Openings {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub memory: Option<u64>,
     /// Most processes and threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub pids: Option<u32>,
     /// Most processors, as 1.5
     #[arg(long, value_name = "N")]
     pub cpus: Option<Millicores>,
 }
 
-fn size(text: &str) -> Result<u64, String> {
+fn whole(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is no whole number; write one as 100"))
+}
+
+/// A size as people write it.
+///
+/// # Errors
+/// A sentence for whoever wrote it.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is no size; write bytes, or a number with K, M or G");
     let (digits, factor) = match text.strip_suffix(['K', 'M', 'G']) {
         Some(digits) => (digits, 1u64 << (10 * (1 + "KMG".find(text.chars().last().unwrap_or('K')).unwrap_or(0)))),
@@ -180,7 +191,7 @@ pub struct Exec {
     #[arg(long, visible_alias = "setenv", value_name = "KEY=VALUE")]
     pub env: Vec<String>,
     /// Write what happens to this descriptor, one JSON object per line
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole)]
     pub json_status_fd: Option<u32>,
     /// Without the daemon and without root: a sandbox in user namespaces of the caller's, no ports of its own and no record at the hypervisor
     #[arg(long)]

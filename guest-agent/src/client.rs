@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{FcntlArg, fcntl},
     libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -27,6 +28,7 @@ use crate::{
     identity::{discovery, sshsig, task},
     protocol::{ExecRequest, Message, Refusal, Reply, Request, Secret, Signed, code},
     shape::{Bind, Shape},
+    sys,
     wire::{Channel, WireError},
 };
 
@@ -54,8 +56,17 @@ pub fn run(options: Exec) -> Result<u8, Refusal> {
     if options.plain {
         return crate::plain::run(options);
     }
+    // First of all, while the numbers that are open are the caller's.
+    let mut document = Document::new(options.json_status_fd)?;
+    let result = payload(options, &mut document);
+    if let Err(refusal) = &result {
+        document.refused(refusal);
+    }
+    result
+}
+
+fn payload(options: Exec, document: &mut Document) -> Result<u8, Refusal> {
     let signals = watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
-    let mut status = options.json_status_fd.map(status_file).transpose()?;
     let socket = options.socket.clone();
     let (shape, files) = shape(&options.openings)?;
     let request = request(options, shape)?;
@@ -68,9 +79,7 @@ pub fn run(options: Exec) -> Result<u8, Refusal> {
             Ok(reply) => reply,
             Err(error) => return Err(lost(&error)),
         };
-        if let Some(file) = &mut status {
-            write_status(file, &reply)?;
-        }
+        document.write(&reply)?;
         match reply {
             Reply::Started { .. } | Reply::Status(_) => {}
             Reply::Refused { code, reason } => return Err(Refusal { code, reason }),
@@ -93,17 +102,59 @@ pub(crate) fn watch_signals() -> nix::Result<SignalFd> {
     SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
 }
 
-/// Opens the caller's own copy; the number stays the caller's.
-pub(crate) fn status_file(number: u32) -> Result<fs::File, Refusal> {
-    fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{number}")).map_err(|e| {
-        Refusal::caller(format!("--json-status-fd {number} cannot be written: {e}; open it before the call"))
-    })
+/// The status document, if somebody reads it.
+struct Document {
+    file: Option<fs::File>,
+    /// How the payload ended, or why it did not run, is in it.
+    complete: bool,
 }
 
-fn write_status(file: &mut fs::File, reply: &Reply) -> Result<(), Refusal> {
-    let mut line = serde_json::to_vec(reply).unwrap_or_default();
-    line.push(b'\n');
-    file.write_all(&line).map_err(|e| Refusal::caller(format!("the status document cannot be written: {e}")))
+impl Document {
+    fn new(number: Option<u32>) -> Result<Self, Refusal> {
+        Ok(Self { file: number.map(status_file).transpose()?, complete: false })
+    }
+
+    fn write(&mut self, reply: &Reply) -> Result<(), Refusal> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        self.complete = matches!(reply, Reply::Refused { .. } | Reply::Ended { .. });
+        let mut line = serde_json::to_vec(reply).unwrap_or_default();
+        line.push(b'\n');
+        file.write_all(&line).map_err(|e| {
+            // Not again.
+            self.complete = true;
+            Refusal::caller(format!("the status document cannot be written: {e}"))
+        })
+    }
+
+    /// What the client itself refuses is in the document like what the daemon refuses.
+    fn refused(&mut self, refusal: &Refusal) {
+        if !self.complete {
+            let Refusal { code, reason } = refusal.clone();
+            // The sentence on standard error is the one that matters.
+            let _ = self.write(&Reply::Refused { code, reason });
+        }
+    }
+}
+
+/// Writes the refusal of a call that never became a request.
+pub(crate) fn document_refusal(number: u32, refusal: &Refusal) {
+    if let Ok(mut document) = Document::new(Some(number)) {
+        document.refused(refusal);
+    }
+}
+
+/// Another descriptor of what the caller has open under this number: the offset stays common, and sockets work too. To be called
+/// before this process opens anything itself, which could get the number.
+pub(crate) fn status_file(number: u32) -> Result<fs::File, Refusal> {
+    let bad = |why: String| {
+        Refusal::caller(format!(
+            "--json-status-fd {number}: {why}; open it for writing before the call, as in {number}>>status.json"
+        ))
+    };
+    let copy = i32::try_from(number).map_err(|_| bad("no such descriptor".to_owned()))?;
+    let copy = sys::duplicate(copy).map_err(|e| bad(e.desc().to_owned()))?;
+    let mode = fcntl(&copy, FcntlArg::F_GETFL).map_err(|e| bad(e.desc().to_owned()))? & libc::O_ACCMODE;
+    if mode == libc::O_RDONLY { Err(bad("open for reading only".to_owned())) } else { Ok(copy.into()) }
 }
 
 /// What is opened in the sandbox, and the files for it in their order: opened with the caller's own rights, so that the daemon never
@@ -204,7 +255,12 @@ fn request(options: Exec, shape: Shape) -> Result<ExecRequest, Refusal> {
 }
 
 fn token(path: &Path) -> Result<Secret, Refusal> {
-    let bad = |e: String| Refusal::caller(format!("--token-file {}: {e}", path.display()));
+    let bad = |e: String| {
+        Refusal::caller(format!(
+            "--token-file {}: {e}; give a file with the payload's token that you can read",
+            path.display()
+        ))
+    };
     let bytes = discovery::read_token(path).map_err(|e| bad(e.to_string()))?;
     String::from_utf8(bytes).map(Secret).map_err(|_| bad("not text, so it is no token".into()))
 }

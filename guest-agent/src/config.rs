@@ -156,7 +156,8 @@ pub struct Config {
     /// Sandboxes that are kept ready.
     pub ready: u16,
     /// Most memory of one payload in bytes; when absent all but a tenth of the VM's (at least 128 MiB) that the agent and the
-    /// pilot keep.
+    /// pilot keep. Also as text, `"2G"`.
+    #[serde(deserialize_with = "bytes")]
     pub memory: Option<u64>,
     /// Most processes and threads of one payload.
     pub pids: u32,
@@ -224,12 +225,12 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// No such file, or not for us.
-    #[error("cannot read {}: {source}; create it or name another with --config", path.display())]
+    #[error("cannot read {}: {why}; create it or name another with --config", path.display())]
     Read {
         /// Which.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// Something in it is wrong.
     #[error("{}, line {line}, key `{key}`: {message}", path.display())]
@@ -251,7 +252,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`].
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let text = fs::read_to_string(path).map_err(|why| ConfigError::Read { path: path.into(), why })?;
         Self::parse(&text).map_err(|(line, message)| ConfigError::Bad {
             path: path.into(),
             line,
@@ -262,7 +263,7 @@ impl Config {
 
     /// Reads and checks a text. The error is a line and what is wrong there.
     fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let config: Self = settings::parse(text).map_err(|Mistake { line, message }| (line, message))?;
+        let config: Self = settings::parse(text).map_err(|Mistake { line, message }| (line, in_words(message)))?;
         config.check().map_err(|(key, message)| (settings::line_of(text, key), message))?;
         Ok(config)
     }
@@ -312,8 +313,12 @@ impl Config {
             return Err(("spool_bytes", format!("{} is not between 65536 and 1073741824", self.spool_bytes)));
         }
         if self.uid_base < 65_536 || self.uid_base > u32::MAX - 131_072 {
-            return Err(("uid_base", format!("{} collides with ordinary users; use 65536 or more", self.uid_base)));
+            return Err((
+                "uid_base",
+                format!("{} is not between 65536 (ordinary users end there) and {}", self.uid_base, u32::MAX - 131_072),
+            ));
         }
+        self.check_times_and_uplink()?;
         let blocks = self.blocks().ok_or_else(|| {
             (
                 "block",
@@ -330,6 +335,23 @@ impl Config {
                 "inner_network",
                 format!("{} payloads need {needed} addresses, the network has {room}", blocks.count()),
             ));
+        }
+        Ok(())
+    }
+
+    fn check_times_and_uplink(&self) -> Result<(), (&'static str, String)> {
+        if self.rest > 86_400 {
+            return Err(("rest", format!("{} is not a number of seconds between 0 and 86400", self.rest)));
+        }
+        if !(1..=744).contains(&self.token_max_hours) {
+            return Err(("token_max_hours", format!("{} is not between 1 and 744", self.token_max_hours)));
+        }
+        // What the kernel takes for the name of an interface.
+        let usable = |name: &str| {
+            (1..16).contains(&name.len()) && !name.chars().any(|c| c == '/' || c.is_whitespace() || c.is_control())
+        };
+        if let Some(name) = self.uplink.as_deref().filter(|name| !usable(name)) {
+            return Err(("uplink", format!("{name:?} is no interface's name; leave the key out to have it found")));
         }
         Ok(())
     }
@@ -398,16 +420,48 @@ fn key_of(text: &str, line: usize) -> String {
 /// As people write it, `"1.5"` or `2`.
 fn cores<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Millicores>, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "not a number of processors; write 2 or 1.5")]
     enum Cores {
         Text(String),
         Whole(u32),
+        Part(f64),
     }
     let text = match Cores::deserialize(deserializer)? {
         Cores::Text(text) => text,
         Cores::Whole(number) => number.to_string(),
+        Cores::Part(number) => number.to_string(),
     };
     text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+/// As people write it: `1073741824`, or `"1G"` as on the command line.
+fn bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "not a size; write bytes, or a text like \"2G\"")]
+    enum Size {
+        Text(String),
+        Whole(u64),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Text(text) => crate::cli::size(&text).map(Some).map_err(serde::de::Error::custom),
+        Size::Whole(number) => Ok(Some(number)),
+    }
+}
+
+/// The parser's names of types mean nothing to whoever writes a configuration.
+fn in_words(message: String) -> String {
+    const WORDS: [(&str, &str); 9] = [
+        ("expected u16", "expected a whole number from 0 to 65535"),
+        ("expected u32", "expected a whole number from 0 to 4294967295"),
+        ("expected usize", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list in brackets"),
+        ("expected path string", "expected a path in quotes"),
+        ("expected a string", "expected a text in quotes"),
+        ("expected a boolean", "expected true or false"),
+        ("floating point `", "number with a point `"),
+    ];
+    WORDS.into_iter().fold(message, |message, (type_name, words)| message.replace(type_name, words))
 }
 
 impl<'de> Deserialize<'de> for Target {
@@ -417,55 +471,5 @@ impl<'de> Deserialize<'de> for Target {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn empty_is_the_default() {
-        assert_eq!(Config::parse("").unwrap(), Config::default());
-    }
-
-    #[test]
-    fn detail_is_off_until_asked_for() {
-        assert_eq!(Config::default().detail(), None);
-        let config = Config::parse("detail = \"connections\"\ndetail_interval = 2.5").unwrap();
-        assert_eq!(config.detail(), Some(Duration::from_millis(2500)));
-    }
-
-    #[test]
-    fn the_default_has_54_blocks_and_room_for_them() {
-        let config = Config::default();
-        assert_eq!(config.blocks().unwrap().count(), 54);
-        // 54 * 4 and the name server's four fit into a /24, and into nothing smaller.
-        let of = |prefix: u8| Config::parse(&format!("inner_network = \"10.0.0.0/{prefix}\""));
-        assert!(of(24).is_ok() && of(25).is_err());
-        assert_eq!(of(24).unwrap().inner_network.dns(), Ipv4Addr::new(10, 0, 0, 254));
-    }
-
-    #[test]
-    fn errors_name_line_and_key() {
-        let cases = [
-            ("fail_mode = \"open\"\nfial = 1\n", 2, "fial"),
-            ("\nfail_mode = \"ajar\"\n", 2, "fail_mode"),
-            ("ports = \"5-1\"", 1, "ports"),
-            ("# x\nblock = 60000\n", 2, "block"),
-            ("inner_network = \"10.0.0.1/8\"", 1, "inner_network"),
-            ("inner_network = \"10.0.0.0/29\"", 1, "inner_network"),
-            ("ports = \"3000-65535\"", 1, "ports"),
-            ("ipv6 = \"2001:db8::/56\"", 1, "ipv6"),
-            ("connections = 3", 1, "connections"),
-            ("ack_timeout = -1.0", 1, "ack_timeout"),
-            ("expose = [\"/run/x\"]", 1, "expose"),
-            ("link = \"tcp:1\"", 1, "link"),
-            ("allow_uids = [-1]", 1, "allow_uids"),
-            ("detail = \"all\"", 1, "detail"),
-            ("detail = \"connections\"\ndetail_interval = 0.01", 2, "detail_interval"),
-            ("detail_interval = nan", 1, "detail_interval"),
-        ];
-        for (text, line, key) in cases {
-            let (at, message) = Config::parse(text).unwrap_err();
-            assert_eq!((at, key_of(text, at).as_str()), (line, key), "{text}: {message}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

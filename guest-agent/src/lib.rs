@@ -26,4 +26,5 @@ pub mod shim;
 pub mod status;
 pub mod suspend;
 pub mod sys;
+pub mod terminal;
 pub mod wire;

@@ -8,7 +8,8 @@ use guest_agent::{
     cli::{Cli, Command, Daemon},
     client,
     config::{self, Config},
-    daemon, explain, identity,
+    daemon::{self, evidence::TrustFiles},
+    explain, identity,
     protocol::code,
     sandbox, selftest,
     shim::{self, Shim},
@@ -32,8 +33,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // A payload may well end with 2; a wrong call of `exec` must be told apart from that.
-            let wrong = if verb.as_deref() == Some(OsStr::new("exec")) { code::CALLER } else { 2 };
+            // A payload may well end with 2; a wrong call of `exec` must be told apart from that. Its kin follow it.
+            let kin = ["exec", "explain", "selftest", "status"].map(OsStr::new);
+            let wrong = if verb.is_some_and(|verb| kin.contains(&verb.as_os_str())) { code::CALLER } else { 2 };
             return if error.use_stderr() { wrong } else { 0 }.into();
         }
     };
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(refusal) => {
                 eprintln!("guest-agent: {refusal}");
-                ExitCode::FAILURE
+                refusal.code.into()
             }
         },
     }
@@ -69,11 +71,20 @@ fn main() -> ExitCode {
 
 /// `guest-agent shim NAME …`, as if it were called by that name.
 fn named(mut words: Vec<std::ffi::OsString>) -> ExitCode {
+    const USAGE: &str = "guest-agent shim apptainer|singularity|glexec …";
     let rest = words.split_off(1.min(words.len()));
-    match words.first().and_then(|name| Shim::named(name)) {
+    let Some(name) = words.first() else {
+        eprintln!("guest-agent: name what to stand in for: {USAGE}");
+        return code::CALLER.into();
+    };
+    if name == "--help" || name == "-h" {
+        println!("Takes a call of another program, as if the agent had its name; see docs/shims.md\n\nUsage: {USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    match Shim::named(name) {
         Some(shim) => shim::run(shim, rest).into(),
         None => {
-            eprintln!("guest-agent: name what to stand in for: guest-agent shim apptainer|singularity|glexec …");
+            eprintln!("guest-agent: there is no shim {:?}; write {USAGE}", name.display().to_string());
             code::CALLER.into()
         }
     }
@@ -87,16 +98,29 @@ fn run_daemon(options: &Daemon) -> ExitCode {
             return 2.into();
         }
     };
-    if options.check_config {
-        println!("configuration is good");
-        return ExitCode::SUCCESS;
-    }
     log();
+    if options.check_config {
+        return check(&config);
+    }
     match daemon::run(config).context("guest-agent daemon") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// What the configuration names is checked too, as far as a start would depend on it.
+fn check(config: &Config) -> ExitCode {
+    match TrustFiles::read(config) {
+        Ok(_) => {
+            println!("configuration is good");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("guest-agent: {error}");
+            2.into()
         }
     }
 }

@@ -35,6 +35,17 @@ pub struct PoolStatus {
     pub wanted: usize,
 }
 
+/// The payloads' port blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaseCounts {
+    /// With a running payload.
+    pub in_use: usize,
+    /// Resting after use.
+    pub resting: usize,
+    /// How many there are.
+    pub all: usize,
+}
+
 /// One running payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LivePayload {
@@ -58,10 +69,10 @@ pub struct LivePayload {
     pub caller_pid: i32,
 }
 
-/// The whole answer. `version` changes when a member's meaning does.
+/// The whole answer. `version` changes when a member's meaning does, as that of `leases` did with 2.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// 1.
+    /// 2.
     pub version: u32,
     /// Version of the agent.
     pub agent: String,
@@ -69,8 +80,8 @@ pub struct Status {
     pub fail_mode: String,
     /// The link.
     pub link: LinkStatus,
-    /// Leases: in use, resting after use, all.
-    pub leases: (usize, usize, usize),
+    /// Leases.
+    pub leases: LeaseCounts,
     /// Sandboxes prepared ahead.
     #[serde(default)]
     pub pool: PoolStatus,
@@ -89,10 +100,10 @@ impl fmt::Display for Status {
             "fail mode {}, debt {}, refused for a full spool {}",
             self.fail_mode, link.debt, link.refused_full
         )?;
-        let (held, resting, all) = self.leases;
+        let LeaseCounts { in_use, resting, all } = self.leases;
         writeln!(
             f,
-            "leases    {held} in use, {resting} resting, {all} in all; {} of {} sandboxes ready",
+            "leases    {in_use} in use, {resting} resting, {all} in all; {} of {} sandboxes ready",
             self.pool.ready, self.pool.wanted
         )?;
         for p in &self.payloads {

@@ -15,11 +15,30 @@ use nix::{
     unistd::{ForkResult, Pid},
 };
 
-/// Takes a descriptor that the kernel has just handed to this process in a control message.
+/// Takes a descriptor that the kernel has just handed to this process.
 #[must_use]
 pub fn adopt(fd: RawFd) -> OwnedFd {
-    // SAFETY: callers pass only descriptors out of SCM_RIGHTS; the kernel made them for us and nobody else knows them.
+    // SAFETY: callers pass only descriptors that the kernel has just made for us and nobody else knows.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Another descriptor, from 3 upwards and closed by exec, of what the caller of this process left open under a number: it shares the
+/// offset and needs no right to open it anew.
+///
+/// # Errors
+/// As fcntl(2); EBADF if the number is not open.
+pub fn duplicate(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain numbers; the descriptor stays whoever's it is.
+    Errno::result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) }).map(adopt)
+}
+
+/// Columns of a terminal; `None` for anything else.
+#[must_use]
+pub fn terminal_width(fd: impl AsFd) -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call writes one `winsize`, which outlives it.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (done == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
 /// Forks. Only for the sandbox's own processes, which have one thread: they descend from a re-executed process.

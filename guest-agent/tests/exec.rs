@@ -14,6 +14,7 @@ use std::{
 };
 
 use common::{PEER, VM, World, agent, ports, text, wait_for};
+use guest_agent::status::LeaseCounts;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -39,8 +40,8 @@ fn true_runs_after_the_acknowledgement_and_its_record_says_who() {
     wait_for("the record of the end", || host.ends() == [Exit::Code(0)]);
     wait_for("the scratch folder's end", || !world.path("scratch").join(start.uid.to_string()).exists());
     // It sent no packet: its block is free at once.
-    wait_for("the lease's return", || world.status().leases.0 == 0);
-    assert_eq!(world.status().leases, (0, 0, 54));
+    wait_for("the lease's return", || world.status().leases.in_use == 0);
+    assert_eq!(world.status().leases, LeaseCounts { in_use: 0, resting: 0, all: 54 });
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn a_killed_agent_takes_its_payloads_along_and_its_successor_says_so() {
     assert_eq!(payload.wait().unwrap().code(), Some(202));
     wait_for("the record", || host.ends() == [Exit::Lost]);
     assert!(world.exec("bob", &["true"]).status().unwrap().success());
-    let (_, resting, _) = world.status().leases;
+    let resting = world.status().leases.resting;
     assert!(resting >= 1, "what a dead agent held rests");
 }
 
@@ -162,13 +163,13 @@ fn two_users_at_once_leave_by_their_own_ports() {
         assert!(ports(start).contains(from.port()), "{user} came from {from}, not from {}", ports(start));
     }
     let status = world.status();
-    assert_eq!((status.payloads.len(), status.leases.0), (2, 2), "prepared sandboxes hold no payload's lease");
+    assert_eq!((status.payloads.len(), status.leases.in_use), (2, 2), "prepared sandboxes hold no payload's lease");
     assert!(!ports(&host.starts()[0]).contains(ports(&host.starts()[1]).first));
     for payload in &mut payloads {
         kill(pid(payload), Signal::SIGTERM).unwrap();
         assert_eq!(payload.wait().unwrap().code(), Some(128 + 15), "the signal reached the payload");
     }
-    wait_for("the blocks' rest", || world.status().leases == (0, 2, 54));
+    wait_for("the blocks' rest", || world.status().leases == LeaseCounts { in_use: 0, resting: 2, all: 54 });
 }
 
 #[test]
@@ -284,7 +285,9 @@ fn streams_and_the_status_document_reach_the_pilot() {
     let world = World::start("");
     let _host = world.host();
     let status = world.path("status.json");
-    let script = format!("exec 7>>{}; printf hello | \"$@\" 2>/dev/null", status.display());
+    // Not for appending: what the pilot wrote there itself must stay.
+    let script =
+        format!("exec 7>{}; echo '{{\"event\":\"mine\"}}' >&7; printf hello | \"$@\" 2>/dev/null", status.display());
     let exec = world.exec_with("alice", &["--json-status-fd", "7"], &["sh", "-c", "cat; echo lost >&2; exit 3"]);
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", &script, "sh"]).arg(exec.get_program()).args(exec.get_args());
@@ -292,12 +295,48 @@ fn streams_and_the_status_document_reach_the_pilot() {
     assert_eq!((output.status.code(), text(&output).as_str()), (Some(3), "hello"));
     let document = fs::read_to_string(status).unwrap();
     let events: Vec<serde_json::Value> = document.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(events[0]["event"], "started");
-    assert_eq!(events[0]["acknowledged"], true);
-    assert_eq!(events[1]["exit"], serde_json::json!({"code": 3}));
+    assert_eq!((&events[0]["event"], &events[1]["event"]), (&"mine".into(), &"started".into()));
+    assert_eq!(events[1]["acknowledged"], true);
+    assert_eq!(events[2]["exit"], serde_json::json!({"code": 3}));
     // A directory as standard input would be a way out.
     let output = world.exec("alice", &["true"]).stdin(fs::File::open("/").unwrap()).output().unwrap();
     assert!(output.status.code() == Some(201) && text(&output).contains("standard input is a directory"));
+}
+
+#[test]
+fn what_the_client_refuses_is_in_the_status_document_too_and_a_socket_takes_it() {
+    let world = World::start("");
+    let _host = world.host();
+    let refused = |options: &[&str]| {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let options = [&["--json-status-fd", "0"], options].concat();
+        let mut exec = world.exec_with("alice", &options, &["true"]);
+        let status = exec.stdin(std::os::fd::OwnedFd::from(theirs)).status().unwrap();
+        drop(exec);
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut ours, &mut said).unwrap();
+        let lines: Vec<serde_json::Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let last = lines.last().map_or(0, |line| line["code"].as_i64().unwrap_or(0));
+        (status.code(), lines.len(), last, said)
+    };
+    let (status, lines, code, said) = refused(&["--bind", "/no/such/folder"]);
+    assert_eq!((status, lines, code), (Some(201), 1, 201), "{said}");
+    // The client's refusal of no daemon, and the daemon's own: once each.
+    let (status, lines, code, said) = refused(&["--bind", "/proc:/x"]);
+    assert_eq!((status, lines, code), (Some(203), 1, 203), "{said}");
+    let nobody = world.path("run/agent.sock");
+    fs::rename(&nobody, world.path("run/away")).unwrap();
+    let (status, lines, code, said) = refused(&[]);
+    assert_eq!((status, lines, code), (Some(202), 1, 202), "{said}");
+    fs::rename(world.path("run/away"), nobody).unwrap();
+    let (status, lines, _, said) = refused(&[]);
+    assert_eq!((status, lines), (Some(0), 2), "{said}");
+    // A number that is not open is the client's own next one; nothing may be written there.
+    let (status, said) = world.run(0, &["--json-status-fd", "3"], &["true"]);
+    assert!(status == Some(201) && said.contains("--json-status-fd 3"), "{said}");
+    let mut exec = world.exec_with("alice", &["--json-status-fd", "0"], &["true"]);
+    let output = exec.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.code() == Some(201) && text(&output).contains("reading only"), "{}", text(&output));
 }
 
 #[test]
@@ -334,10 +373,18 @@ fn bad_configuration_names_file_line_and_key() {
     fs::write(&path, "fail_mode = \"open\"\n").unwrap();
     let output = agent().args(["daemon", "--check-config", "--config"]).arg(&path).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    let output = agent().args(["exec", "--payload-id", "x"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(201));
+    fs::write(&path, "allowed_signers = \"/no/such/file\"\n").unwrap();
+    let output = agent().args(["daemon", "--check-config", "--config"]).arg(&path).output().unwrap();
+    assert!(output.status.code() == Some(2) && text(&output).contains("/no/such/file"), "{}", text(&output));
+    let output = agent().args(["daemon", "--config", "/no/such/file"]).output().unwrap();
+    assert_eq!(text(&output).matches("os error 2").count(), 1, "{}", text(&output));
+    let wrong: [&[&str]; 3] = [&["exec", "--payload-id", "x"], &["selftest", "--peer", "x"], &["selftest", "--vo", ""]];
+    for call in wrong {
+        let output = agent().args(call).output().unwrap();
+        assert_eq!(output.status.code(), Some(201), "{call:?}");
+    }
     let output = agent().args(["status", "--socket", "/nowhere/agent.sock"]).output().unwrap();
-    assert!(output.status.code() == Some(1) && text(&output).contains("start `guest-agent daemon`"));
+    assert!(output.status.code() == Some(202) && text(&output).contains("start `guest-agent daemon`"));
 }
 
 #[test]
@@ -561,4 +608,26 @@ fn connections_are_told_where_that_is_switched_on() {
     assert!(connection.executable.contains("perl") && connection.pid.0 > 1, "{connection:?}");
     payload.kill().unwrap();
     payload.wait().unwrap();
+}
+
+/// Folders of this name below the machine's cgroup trees.
+fn groups_named(name: &str) -> usize {
+    let found =
+        std::process::Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", name]).output().unwrap();
+    String::from_utf8_lossy(&found.stdout).lines().count()
+}
+
+#[test]
+fn an_agent_told_to_end_leaves_no_groups_behind() {
+    let mut world = World::start("");
+    let _host = world.host();
+    let config = fs::read_to_string(world.path("agent.toml")).unwrap();
+    let name = config.lines().find_map(|line| line.strip_prefix("cgroup = ")).unwrap().trim_matches('"').to_owned();
+    let mut payload = world.exec("alice", &["sleep", "823"]).spawn().unwrap();
+    wait_for("the payload", || running("823"));
+    assert!(groups_named(&name) > 0, "without groups nothing is tested");
+    kill(pid(&world.daemon), Signal::SIGTERM).unwrap();
+    assert!(world.daemon.wait().unwrap().success());
+    payload.wait().unwrap();
+    assert_eq!(groups_named(&name), 0);
 }

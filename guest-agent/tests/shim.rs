@@ -195,3 +195,28 @@ fn shims_work_without_the_daemon_if_the_pilot_says_so() {
         text(&output)
     );
 }
+
+#[test]
+fn a_bad_variable_and_a_bad_name_are_called_by_their_names() {
+    let world = World::start("");
+    let job = pilot(&world);
+    for (variable, value) in
+        [("VESTIGO_NET", "some"), ("VESTIGO_STATUS_FD", "x"), ("VESTIGO_STATUS_FD", "77"), ("VESTIGO_VO", " ")]
+    {
+        let mut call = call(&world, "glexec", &job, &["/bin/true"]);
+        let output = call.env("VESTIGO_PLAIN", "1").env(variable, value).output().unwrap();
+        assert!(output.status.code() == Some(201) && text(&output).contains(variable), "{variable}: {}", text(&output));
+    }
+    // What the mapping refuses is in the document too.
+    let status = job.join("status.json");
+    common::file_of(1000, &status, 0o644, "");
+    let file = fs::OpenOptions::new().read(true).write(true).open(&status).unwrap();
+    let mut call = call(&world, "glexec", &job, &["/bin/true"]);
+    let output = call.env("VESTIGO_STATUS_FD", "0").env_remove("VESTIGO_VO").stdin(file).output().unwrap();
+    let said: serde_json::Value = serde_json::from_str(&fs::read_to_string(status).unwrap()).unwrap();
+    assert!(output.status.code() == Some(201) && said["event"] == "refused" && said["code"] == 201, "{said}");
+    let shim = |words: &[&str]| common::agent().arg("shim").args(words).output().unwrap();
+    let (help, unknown) = (shim(&["--help"]), shim(&["docker"]));
+    assert!(help.status.success() && text(&help).contains("apptainer|singularity|glexec"), "{}", text(&help));
+    assert!(unknown.status.code() == Some(201) && text(&unknown).contains("docker"), "{}", text(&unknown));
+}

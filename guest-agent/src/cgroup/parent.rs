@@ -28,6 +28,8 @@ use super::{
 const AGENT: &str = "agent";
 /// Longest wait at start for what an earlier agent left.
 const LEFT_OVER_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait at the end for the groups of the last payloads.
+const LAST_GROUPS: Duration = Duration::from_secs(1);
 /// Longest name of a group.
 const LONGEST_NAME: usize = 64;
 
@@ -72,12 +74,21 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// With a group in it that could not be removed a parent stays, for the next agent to try. Whether all are gone.
+    fn remove_parents(&self) -> bool {
+        let gone = |home: &Home| match fs::remove_dir(&home.parent) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        // Not only up to the first that stays.
+        self.homes.iter().filter(|home| !gone(home)).count() == 0
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
-        for home in &self.homes {
-            // With a group in it that could not be removed it stays, for the next agent to try.
-            let _ = fs::remove_dir(&home.parent);
-        }
+        self.remove_parents();
     }
 }
 
@@ -127,6 +138,15 @@ impl Cgroups {
         }
         let stuck = AtomicU64::new(clear(&homes));
         Ok(Self { shared: Arc::new(Shared { homes, absent, stuck, _lock: lock }) })
+    }
+
+    /// Takes the parent groups away at the agent's orderly end, when no payload is started any more; waits at most a second for
+    /// payloads' groups that are being removed.
+    pub fn remove_parents(&self) {
+        let until = Instant::now() + LAST_GROUPS;
+        while !self.shared.remove_parents() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Whether payloads can have this.

@@ -60,7 +60,14 @@ impl Descriptors {
         let work = if shape.work { Some(Shown::folder(next()?, caller, "--work", true)?) } else { None };
         let mut binds = Vec::new();
         for Bind { target, writable } in &shape.binds {
-            binds.push(Shown::check(next()?, caller, &target.display().to_string(), *writable)?);
+            let source = next()?;
+            let (path, target) = (places::path(&source), target.as_path());
+            let name = if path == target {
+                target.display().to_string()
+            } else {
+                format!("{} (to be {})", path.display(), target.display())
+            };
+            binds.push(Shown::check(source, caller, &name, *writable)?);
         }
         Ok(Self { stdio, rootfs, work, binds })
     }

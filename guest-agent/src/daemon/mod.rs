@@ -72,12 +72,12 @@ pub enum DaemonError {
     #[error("another daemon answers at {0}; stop it first")]
     Running(String),
     /// A step of the start failed.
-    #[error("{step}: {source}")]
+    #[error("{step}: {why}")]
     Start {
         /// Which.
         step: String,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// The VM's side of the network.
     #[error(transparent)]
@@ -88,7 +88,7 @@ pub enum DaemonError {
 }
 
 fn start(step: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
-    move |source| DaemonError::Start { step: step.into(), source }
+    move |why| DaemonError::Start { step: step.into(), why }
 }
 
 /// Runs until it is told to end.
@@ -321,6 +321,7 @@ fn farewell(state: &Shared, own: &[PayloadUid]) {
     }
     own::withdraw(state, own);
     let _ = fs::remove_file(state.config.state_dir.join("agent.sock"));
+    state.remove_cgroups();
     let until = Instant::now() + Duration::from_secs(1);
     while state.link.status().connected && state.link.status().spooled > 0 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));

@@ -27,7 +27,7 @@ use crate::{
     network::{Networks, Plan},
     protocol::Refusal,
     sandbox::forker::Forker,
-    status::{PoolStatus, Status},
+    status::{LeaseCounts, PoolStatus, Status},
     suspend::Bans,
 };
 
@@ -250,6 +250,13 @@ impl State {
         leases.all() - held - resting
     }
 
+    /// At the end: threads that wait for nothing more keep the parents, so they would stay empty behind us.
+    pub(super) fn remove_cgroups(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.remove_parents();
+        }
+    }
+
     /// The answer for somebody of this uid: others' users are nobody's business but root's.
     #[must_use]
     pub fn status(&self, asker: u32) -> Status {
@@ -260,12 +267,12 @@ impl State {
         let (ready, waiting) = self.pool.counts();
         let payloads = self.live.of(asker);
         Status {
-            version: 1,
+            version: 2,
             agent: env!("CARGO_PKG_VERSION").into(),
             fail_mode: self.config.fail_mode.as_str().into(),
             link: self.link.status(),
             // A lease that waits with a prepared sandbox is free to whoever asks.
-            leases: (held.saturating_sub(waiting), resting, all),
+            leases: LeaseCounts { in_use: held.saturating_sub(waiting), resting, all },
             pool: PoolStatus { ready, wanted: berth::wanted(self) },
             payloads,
         }

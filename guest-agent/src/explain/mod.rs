@@ -34,6 +34,7 @@ use crate::{
     },
     selftest::payload::status,
     shape::Shape,
+    terminal,
 };
 
 /// Version of the JSON form.
@@ -137,12 +138,12 @@ pub struct Explanation {
 pub fn run(options: &Explain) -> u8 {
     match explain(options) {
         Ok(explanation) => {
-            let text = if options.json {
-                serde_json::to_string(&explanation).unwrap_or_default() + "\n"
+            if options.json {
+                let text = serde_json::to_string(&explanation).unwrap_or_default() + "\n";
+                let _ = io::stdout().write_all(text.as_bytes());
             } else {
-                explanation.to_string()
-            };
-            let _ = io::stdout().write_all(text.as_bytes());
+                terminal::print(&explanation.to_string());
+            }
             0
         }
         Err(Refusal { code, reason }) => {

@@ -169,7 +169,12 @@ fn statement(options: &StatementArgs) -> anyhow::Result<String> {
     let path = &options.output;
     // Not over an old one: its signature would lie beside it and no longer fit.
     let file = OpenOptions::new().write(true).create_new(true).open(path);
-    let mut file = file.with_context(|| format!("cannot write {} as a new file", path.display()))?;
+    let mut file = file.with_context(|| {
+        format!(
+            "cannot write {} as a new file; remove the old one and its signature, or name another with --output",
+            path.display()
+        )
+    })?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     let user = User { issuer: options.user_issuer.clone(), subject: options.user_subject.clone() };
     Ok(format!(
@@ -258,13 +263,14 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 }
 
 fn read(path: &Path, most: usize) -> anyhow::Result<Vec<u8>> {
-    let about = fs::metadata(path).with_context(|| path.display().to_string())?;
+    let unreadable = || format!("cannot read {}; name a file that is there and that you may read", path.display());
+    let about = fs::metadata(path).with_context(unreadable)?;
     ensure!(about.is_file(), "{} is not a regular file", path.display());
     let limit = u64::try_from(most).unwrap_or(u64::MAX);
     if about.len() > limit {
         bail!("{} is larger than {} KiB", path.display(), most >> 10);
     }
     let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).with_context(unreadable)?;
     Ok(bytes)
 }

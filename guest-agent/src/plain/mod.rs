@@ -73,8 +73,8 @@ impl Document {
 /// # Errors
 /// It did not run; the sentence says what to do.
 pub fn run(options: Exec) -> Result<u8, Refusal> {
-    let signals = client::watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let mut document = Document(options.json_status_fd.map(client::status_file).transpose()?);
+    let signals = client::watch_signals().map_err(|e| Refusal::system(format!("signals cannot be watched: {e}")))?;
     let result = payload(options, &signals, &mut document);
     if let Err(Refusal { code, reason }) = &result {
         document.write(&Event::Refused { code: *code, reason })?;

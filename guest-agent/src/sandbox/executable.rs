@@ -128,7 +128,7 @@ fn refuse(code: u8, name: &str, why: impl std::fmt::Display) -> Refusal {
 /// Finds and opens.
 pub(super) fn open(name: &str) -> Result<Found, Refusal> {
     let path = find(name).ok_or_else(|| {
-        let why = "not found inside the sandbox; name a file below /usr, /work or an exposed folder";
+        let why = "not found inside the sandbox; name a file below /usr, /work or an exposed folder; --work DIR shows your folder as /work";
         refuse(code::NOT_FOUND, name, why)
     })?;
     let about = path.metadata().map_err(|e| refuse(code::NOT_EXECUTABLE, name, e))?;

@@ -40,6 +40,12 @@ fn entry((rule, state, how): Line) -> (String, Enforcement) {
     (format!("R-ISO-{rule}"), Enforcement { state, how: Label::cut(&how) })
 }
 
+/// `1 folder`, `2 folders`.
+#[must_use]
+pub(crate) fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Files: 2, 3, 8, 16 to 21, 26, 33.
 fn files(facts: &Facts) -> Vec<Line> {
     let shape = &facts.shape;
@@ -50,9 +56,10 @@ fn files(facts: &Facts) -> Vec<Line> {
             (Enforced, "empty root with the VM's system folders, made-up /etc, minimal /dev, fresh /proc".into())
         }
         (true, 0) => (Enforced, "root of another system, read-only, with minimal /dev and fresh /proc".into()),
-        (_, more) => {
-            (Degraded, format!("allow-list root; {more} more folders shown by the pilot or the configuration"))
-        }
+        (_, more) => (
+            Degraded,
+            format!("allow-list root; {} shown by the pilot or the configuration", counted(more, "more folder")),
+        ),
     };
     let locks = match &facts.landlock {
         Some(applied) if applied.fs => format!("; Landlock ABI {}", applied.abi),
@@ -70,7 +77,10 @@ fn files(facts: &Facts) -> Vec<Line> {
         0 => (Enforced, fine.to_owned()),
         n => (
             Enforced,
-            format!("{n} folders of the caller's are written to; no payload of another user has them meanwhile"),
+            format!(
+                "{} of the caller's to write to; no payload of another user has any meanwhile",
+                counted(n, "folder")
+            ),
         ),
     };
     let clean = if shape.work {
@@ -82,14 +92,20 @@ fn files(facts: &Facts) -> Vec<Line> {
         0 => (Enforced, "fresh root and private folders, removed after all its processes are dead".to_owned()),
         n => (
             Degraded,
-            format!("as far as the sandbox goes; what stays in {n} folders of the caller's is the caller's care"),
+            format!(
+                "as far as the sandbox goes; what stays in {} of the caller's is the caller's care",
+                counted(n, "folder")
+            ),
         ),
     };
     let secrets = match shown + written {
         0 => {
             (Enforced, "nothing of the VM is shown but system folders; no user's files, no secrets of /etc".to_owned())
         }
-        n => (Degraded, format!("{n} folders of the caller's or the configuration are shown as they are")),
+        n => (
+            Degraded,
+            format!("{} of the caller's or the configuration shown as it is in the VM", counted(n, "folder")),
+        ),
     };
     let line = |rule: u8, (state, how): (RuleState, String)| (rule, state, how);
     vec![

@@ -14,7 +14,7 @@ pub struct Selftest {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Only these probes (repeatable)
+    /// Only these probes, one or more of those that --list names (repeatable)
     #[arg(long, value_name = "PROBE", num_args = 1..)]
     pub only: Vec<String>,
     /// List the probes, with what each tries, and exit

@@ -34,6 +34,7 @@ use crate::{
     cgroup::Limits,
     config::{self, Config},
     protocol::Refusal,
+    terminal,
 };
 
 /// The users in the record.
@@ -51,18 +52,18 @@ const MEMORY: u64 = 64 << 20;
 pub fn run(options: &Selftest) -> u8 {
     if options.list {
         for probe in probes::all() {
-            println!("{:<20} {:<40} {}", probe.name, probe.rules.join(" "), probe.what);
+            terminal::print(&format!("{:<20} {:<40} {}\n", probe.name, probe.rules.join(" "), probe.what));
         }
         return 0;
     }
     match examine(options) {
         Ok(report) => {
-            let text = if options.json {
-                serde_json::to_string(&report).unwrap_or_default() + "\n"
+            if options.json {
+                let text = serde_json::to_string(&report).unwrap_or_default() + "\n";
+                let _ = io::stdout().write_all(text.as_bytes());
             } else {
-                report.to_string()
-            };
-            let _ = io::stdout().write_all(text.as_bytes());
+                terminal::print(&report.to_string());
+            }
             u8::from(!report.holds())
         }
         Err(Refusal { code, reason }) => {

@@ -130,7 +130,13 @@ pub fn run(shim: Shim, arguments: Vec<OsString>) -> u8 {
             }
             exec(shim, call.arguments)
         }
-        Err(refusal) => refused(shim, &refusal),
+        Err(refusal) => {
+            let number = env::var("VESTIGO_STATUS_FD").ok().and_then(|number| number.parse().ok());
+            if let Some(number) = number {
+                client::document_refusal(number, &refusal);
+            }
+            refused(shim, &refusal)
+        }
     }
 }
 
@@ -152,11 +158,19 @@ fn exec(shim: Shim, arguments: Vec<String>) -> u8 {
     match Cli::try_parse_from(words) {
         Ok(Cli { command: Command::Exec(options) }) => match client::run(*options) {
             Ok(status) => ended(shim, status),
-            Err(refusal) => refused(shim, &refusal),
+            Err(mut refusal) => {
+                if let Some(name) = variable_behind(&refusal.reason) {
+                    refusal.reason = format!("{name} of the pilot's environment: {}", refusal.reason);
+                }
+                refused(shim, &refusal)
+            }
         },
         // Only a value can be wrong: the identity's, for example.
         Ok(_) => code::CALLER,
         Err(error) => {
+            if let Some(name) = variable_behind(&error.to_string()) {
+                eprintln!("guest-agent: {name} of the pilot's environment cannot be used:");
+            }
             let _ = error.print();
             code::CALLER
         }
@@ -178,31 +192,63 @@ const fn ended(shim: Shim, status: u8) -> u8 {
     }
 }
 
+/// When a variable must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    /// Neither a signed task nor a token says it.
+    WithoutEvidence,
+    Never,
+}
+
+/// What the pilot says in its environment, and the option that it becomes.
+const VARIABLES: [(&str, &str, Need); 10] = [
+    ("VESTIGO_PAYLOAD_ID", "payload-id", Need::Always),
+    ("VESTIGO_VO", "vo", Need::Always),
+    ("VESTIGO_USER_SUBJECT", "user-subject", Need::WithoutEvidence),
+    ("VESTIGO_USER_ISSUER", "user-issuer", Need::WithoutEvidence),
+    ("VESTIGO_PILOT_ID", "pilot-id", Need::Never),
+    ("VESTIGO_TASK", "task", Need::Never),
+    ("VESTIGO_TASK_SIGNATURE", "task-signature", Need::Never),
+    ("VESTIGO_TOKEN_FILE", "token-file", Need::Never),
+    ("VESTIGO_SOCKET", "socket", Need::Never),
+    ("VESTIGO_STATUS_FD", "json-status-fd", Need::Never),
+];
+
+/// The variable that a sentence is about which names the option: the pilot never wrote that option.
+fn variable_behind(sentence: &str) -> Option<&'static str> {
+    let named = |option: &str| {
+        sentence.split_whitespace().any(|word| {
+            word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '-').trim_start_matches("--") == option
+                && word.contains("--")
+        })
+    };
+    let net = std::iter::once(("VESTIGO_NET", "net"));
+    let mut all = VARIABLES.iter().map(|(name, option, _)| (*name, *option)).chain(net);
+    all.find(|(_, option)| named(option)).map(|(name, _)| name)
+}
+
 /// Whose payload it is: the pilot says so in variables, because neither call has words for it.
 fn identity(here: &dyn Surroundings, call: &mut Call) -> Result<(), Refusal> {
     let evidence = here.variable("VESTIGO_TASK").is_some() || here.variable("VESTIGO_TOKEN_FILE").is_some();
-    let wanted = [
-        ("VESTIGO_PAYLOAD_ID", "payload-id", true),
-        ("VESTIGO_VO", "vo", true),
-        ("VESTIGO_USER_SUBJECT", "user-subject", !evidence),
-        ("VESTIGO_USER_ISSUER", "user-issuer", !evidence),
-        ("VESTIGO_PILOT_ID", "pilot-id", false),
-        ("VESTIGO_TASK", "task", false),
-        ("VESTIGO_TASK_SIGNATURE", "task-signature", false),
-        ("VESTIGO_TOKEN_FILE", "token-file", false),
-        ("VESTIGO_SOCKET", "socket", false),
-        ("VESTIGO_STATUS_FD", "json-status-fd", false),
-    ];
+    let needed = |need: Need| match need {
+        Need::Always => true,
+        Need::WithoutEvidence => !evidence,
+        Need::Never => false,
+    };
     let given = |name: &str| here.variable(name).filter(|value| !value.is_empty());
-    let missing: Vec<&str> =
-        wanted.iter().filter(|(name, _, needed)| *needed && given(name).is_none()).map(|(name, ..)| *name).collect();
+    let missing: Vec<&str> = VARIABLES
+        .iter()
+        .filter(|(name, _, need)| needed(*need) && given(name).is_none())
+        .map(|(name, ..)| *name)
+        .collect();
     if !missing.is_empty() {
         return Err(Refusal::caller(format!(
             "whose payload this is, is not known: set {} in the pilot's environment before this call",
             missing.join(", ")
         )));
     }
-    for (name, option, _) in wanted {
+    for (name, option, _) in VARIABLES {
         if let Some(value) = given(name) {
             call.option(option, value);
         }

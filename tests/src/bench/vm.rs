@@ -130,7 +130,7 @@ impl Agent {
 }
 
 fn idle(status: &Value) -> bool {
-    let none_held = status.pointer("/leases/0").and_then(Value::as_u64) == Some(0);
+    let none_held = status.pointer("/leases/in_use").and_then(Value::as_u64) == Some(0);
     // An agent without a pool has no such member; one with a pool is idle when it is full.
     let pool = |name: &str| status.pointer(&format!("/pool/{name}")).and_then(Value::as_u64);
     none_held && pool("ready").unwrap_or(0) >= pool("wanted").unwrap_or(0)

@@ -10,6 +10,7 @@ use nix::unistd::{AccessFlags, access, gethostname};
 
 use super::{Probe, Stage, Verdict};
 use crate::{
+    sandbox::manifest::counted,
     sandbox::{HOME, HOSTNAME},
     selftest::{Orders, broken, held, not_tested},
 };
@@ -165,7 +166,7 @@ fn search_paths(_: &Orders) -> Verdict {
         (None, Some(path)) => {
             broken(format!("{:?} is looked for in whatever folder the payload is in", path.display()))
         }
-        (None, None) => held(format!("{} folders, none writable", folders.len())),
+        (None, None) => held(format!("{}, none writable", counted(folders.len(), "folder"))),
     }
 }
 
