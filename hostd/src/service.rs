@@ -286,6 +286,7 @@ impl Service {
 
     async fn ended(&mut self, mut instance: vestigo_model::Instance, why: StopReason, time: Timestamp) {
         self.payloads_lost(instance.domain, time).await;
+        self.tasks.vm_ended(instance.domain);
         self.positions.retain(|position| position.domain != instance.domain);
         instance.end = Some(InstanceEnd { time, why });
         self.recorder.submit(Fact::Instance(instance), None, None).await;
@@ -352,6 +353,7 @@ impl Service {
         if let Some(other) = self.book.contested(payload) {
             found.push(format!("its lease overlaps that of payload {other}"));
         }
+        found.extend(payload.claim.task.as_ref().and_then(|task| self.tasks.contradiction(task)));
         for what in found {
             tracing::warn!(domain = %payload.domain, payload = %payload.claim.uid, what, "contradiction");
             let detail = [("payload", payload.claim.uid.to_string()), ("what", what)];

@@ -125,6 +125,12 @@ impl Log {
         Ok(Self { generation, suspect: false, path, file, good, began: good, tail: false })
     }
 
+    /// Bytes in it.
+    #[cfg(test)]
+    pub(crate) const fn len(&self) -> u64 {
+        self.good
+    }
+
     /// Bytes that were appended since it was opened.
     pub(crate) const fn grown(&self) -> u64 {
         self.good.saturating_sub(self.began)
