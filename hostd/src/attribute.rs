@@ -3,11 +3,14 @@
 //! A flow at the tap carries the VM's address and port; a lease says which ports (or which address) were whose, and when.
 //! Nothing is guessed: where no lease or more than one fits, only the VM is certain, and the reason says why.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use vestigo_model::{
     Attribution, BEGAN_BEFORE, DomainUuid, Exit, Flow, Holder, Initiator, LEASE_REST, Lease, Payload, PayloadUid,
-    Quality, Timestamp,
+    PortBlock, Quality, Timestamp,
 };
 
 use crate::{decode::proto, unleased};
@@ -35,7 +38,22 @@ pub enum AgentState {
 #[derive(Debug, Default)]
 pub struct LeaseBook {
     payloads: HashMap<DomainUuid, VecDeque<Payload>>,
+    /// What the VM's own parts announced since its kernel started, by libvirt's word. No guest can unsay it.
+    own: HashMap<(DomainUuid, Holder), OwnPart>,
 }
+
+/// A part of the VM's own traffic, in one life of its kernel.
+#[derive(Debug)]
+struct OwnPart {
+    /// When it was first announced.
+    since: Timestamp,
+    /// The ports announced last. Addresses come and go by themselves.
+    ports: Vec<PortBlock>,
+}
+
+/// A new announcement comes this much before another lease has rested, at most: agents and hostd do not count from the same
+/// moment.
+const REST_TOLERANCE: Duration = Duration::from_secs(5);
 
 impl LeaseBook {
     /// An empty book.
@@ -46,6 +64,11 @@ impl LeaseBook {
 
     /// Enters a payload, or its end: the snapshot replaces the one before.
     pub fn enter(&mut self, payload: Payload) {
+        if !payload.claim.holder.is_payload() && payload.end.is_none() {
+            let new = || OwnPart { since: payload.received, ports: Vec::new() };
+            let part = self.own.entry((payload.domain, payload.claim.holder)).or_insert_with(new);
+            part.ports = ports_of(&payload);
+        }
         let held = self.payloads.entry(payload.domain).or_default();
         if let Some(known) = held.iter_mut().find(|known| known.claim.uid == payload.claim.uid) {
             *known = payload;
@@ -82,14 +105,27 @@ impl LeaseBook {
             .find(|payload| !holder.is_payload() && payload.claim.holder == holder && payload.end.is_none())
     }
 
-    /// Since when every part of the VM that has leases of its own has announced them; `None` while none has.
+    /// Since when every part of the VM that has leases of its own has announced them, whatever it announced or ended after that;
+    /// `None` while none has.
     #[must_use]
     pub fn own_since(&self, domain: DomainUuid) -> Option<Timestamp> {
-        [Holder::Pilot, Holder::System].iter().filter_map(|own| Some(self.live_own(domain, *own)?.received)).max()
+        [Holder::Pilot, Holder::System].iter().filter_map(|own| Some(self.own.get(&(domain, *own))?.since)).max()
     }
 
-    /// Whether another live payload of the VM holds a lease that overlaps one of this one's. The VM's own parts share its
-    /// address.
+    /// Whether this is one of the VM's own parts and has other ports than it announced before, in one life of the VM's kernel.
+    #[must_use]
+    pub fn moves_own_ports(&self, payload: &Payload) -> bool {
+        let part = self.own.get(&(payload.domain, payload.claim.holder));
+        part.is_some_and(|part| part.ports != ports_of(payload))
+    }
+
+    /// The VM's kernel is gone, by libvirt's word: what its own parts announced was of that life.
+    pub fn forget_own(&mut self, domain: DomainUuid) {
+        self.own.retain(|(of, _), _| *of != domain);
+    }
+
+    /// Whether another payload of the VM holds a lease that overlaps one of this one's, or rests it still. The VM's own parts
+    /// share its address.
     #[must_use]
     pub fn contested(&self, payload: &Payload) -> Option<PayloadUid> {
         let own = |payload: &Payload| !payload.claim.holder.is_payload();
@@ -98,8 +134,14 @@ impl LeaseBook {
             let ours = payload.claim.leases.iter().filter(|lease| !shared(other, **lease));
             ours.into_iter().any(|ours| other.claim.leases.iter().any(|theirs| overlap(*ours, *theirs)))
         };
+        let now = payload.received;
+        let held = |other: &Payload| {
+            let rests =
+                other.held_leases_at(now + REST_TOLERANCE) && !self.before_the_vm_was_empty(other, payload, now);
+            other.end.is_none() || rests
+        };
         self.of_domain(payload.domain)
-            .find(|other| other.claim.uid != payload.claim.uid && other.end.is_none() && overlaps(other))
+            .find(|other| other.claim.uid != payload.claim.uid && held(other) && overlaps(other))
             .map(|other| other.claim.uid)
     }
 
@@ -118,14 +160,14 @@ impl LeaseBook {
         let then: Vec<&Payload> =
             covering.iter().copied().filter(|payload| payload.held_leases_at(flow.first)).collect();
         let mut then =
-            then.iter().filter(|one| !then.iter().any(|other| self.before_the_vm_was_empty(one, other, flow)));
+            then.iter().filter(|one| !then.iter().any(|other| self.before_the_vm_was_empty(one, other, flow.first)));
         match (then.next(), then.next()) {
             (Some(payload), None) if held_when_begun(payload, &covering, began) => {
                 Attribution { quality: Quality::Lease, payload: Some(payload.claim.uid), reason: String::new() }
             }
             (Some(_), None) => only_the_vm(BEGAN_BEFORE),
             (Some(_), Some(_)) => only_the_vm("contested-lease"),
-            (None, _) if !covering.is_empty() => only_the_vm("no-lease-then"),
+            (None, _) if covering.iter().any(|payload| excuses(payload, flow)) => only_the_vm("no-lease-then"),
             (None, _) => only_the_vm(match agent {
                 AgentState::Absent => "agent-absent",
                 AgentState::Silent => "agent-silent",
@@ -136,11 +178,11 @@ impl LeaseBook {
 
     /// Whether the one had ended before the VM's kernel, or its agent, was last lost, and the other came after that. A new life of the
     /// VM knows nothing of ports that rest, and nothing of what came before can still send: only within one life does a lease rest.
-    fn before_the_vm_was_empty(&self, one: &Payload, other: &Payload, flow: &Flow) -> bool {
+    fn before_the_vm_was_empty(&self, one: &Payload, other: &Payload, at: Timestamp) -> bool {
         let Some(end) = one.end else { return false };
-        let empty = self.of_domain(flow.domain).filter_map(|payload| payload.end).filter(|end| end.exit == Exit::Lost);
+        let empty = self.of_domain(one.domain).filter_map(|payload| payload.end).filter(|end| end.exit == Exit::Lost);
         let mut empty = empty.map(|lost| lost.received);
-        empty.any(|time| end.received <= time && time <= other.received && time <= flow.first)
+        empty.any(|time| end.received <= time && time <= other.received && time <= at)
     }
 
     /// Why a flow that no lease marks is none that anybody should worry about, or that it is.
@@ -173,6 +215,27 @@ fn held_when_begun(payload: &Payload, covering: &[&Payload], began: Timestamp) -
     let holder = payload.claim.holder;
     let before = |other: &&Payload| other.claim.holder == holder && other.held_leases_at(began);
     payload.received <= began || (!holder.is_payload() && covering.iter().any(before))
+}
+
+/// Whether a lease that the payload did not hold explains the flow all the same: it was announced later, or its payload was lost a
+/// moment ago. One that has rested, or never sent anything, explains nothing: its ports were nobody's.
+fn excuses(payload: &Payload, flow: &Flow) -> bool {
+    flow.first < payload.received
+        || payload.end.is_none_or(|end| !end.silent && flow.first <= end.received + LEASE_REST)
+}
+
+fn ports_of(payload: &Payload) -> Vec<PortBlock> {
+    let mut ports: Vec<PortBlock> = payload
+        .claim
+        .leases
+        .iter()
+        .filter_map(|lease| match lease {
+            Lease::Ports(block) => Some(*block),
+            Lease::Address(_) => None,
+        })
+        .collect();
+    ports.sort_unstable();
+    ports
 }
 
 fn only_the_vm(reason: &str) -> Attribution {
@@ -281,6 +344,17 @@ mod tests {
         assert_eq!(ask(&book, 1, 20_500, 550, present), (None, "no-lease-then".into()));
         assert_eq!(ask(&book, 1, 20_500, 99, present), (None, "no-lease-then".into()), "before it was durable");
         assert_eq!(ask(&book, 1, 1000, 150, present), (None, "outside-every-lease".into()));
+        book.enter(payload(4, 14, 20_480, 100, Some(200)));
+        assert_eq!(ask(&book, 4, 20_500, 500, present).0, Some(14));
+        assert_eq!(ask(&book, 4, 20_500, 501, present), (None, OUTSIDE.into()), "rested: nobody's");
+        let mut lost = payload(5, 15, 20_480, 100, Some(200));
+        lost.end.as_mut().unwrap().exit = Exit::Lost;
+        book.enter(lost.clone());
+        assert_eq!(ask(&book, 5, 20_500, 201, present), (None, "no-lease-then".into()));
+        assert_eq!(ask(&book, 5, 20_500, 501, present), (None, OUTSIDE.into()));
+        lost.end.as_mut().unwrap().silent = true;
+        book.enter(lost);
+        assert_eq!(ask(&book, 5, 20_500, 201, present), (None, OUTSIDE.into()), "it never sent anything");
         assert_eq!(ask(&book, 3, 20_500, 150, AgentState::Absent), (None, "agent-absent".into()));
     }
 
@@ -293,6 +367,57 @@ mod tests {
         book.enter(second);
         assert_eq!(ask(&book, 1, 21_100, 150, AgentState::Present), (None, "contested-lease".into()));
         assert_eq!(ask(&book, 1, 20_500, 150, AgentState::Present).0, Some(10));
+    }
+
+    #[test]
+    fn a_lease_that_rests_is_contested() {
+        let mut book = LeaseBook::new();
+        book.enter(payload(1, 10, 20_480, 100, Some(200)));
+        let next = |from| payload(1, 11, 20_480, from, None);
+        assert!(book.contested(&next(250)).is_some(), "flows of either would be contested");
+        assert!(book.contested(&next(494)).is_some());
+        assert!(book.contested(&next(496)).is_none(), "as good as rested");
+        let mut silent = payload(1, 10, 20_480, 100, Some(200));
+        silent.end.as_mut().unwrap().silent = true;
+        book.enter(silent);
+        assert!(book.contested(&next(200)).is_none(), "it never sent anything");
+        book.enter(payload(1, 10, 20_480, 100, Some(200)));
+        let mut system = own(1, 1, Holder::System, 1024, 10);
+        system.end = Some(PayloadEnd { received: at(240), claimed: at(240), exit: Exit::Lost, silent: false });
+        book.enter(system);
+        assert!(book.contested(&next(250)).is_none(), "another life of the VM");
+        assert!(book.contested(&next(230)).is_some(), "before that");
+    }
+
+    #[test]
+    fn nothing_that_a_guest_says_ends_what_it_announced_as_its_own() {
+        let mut book = LeaseBook::new();
+        let since = |book: &LeaseBook| book.own_since(DomainUuid(Uuid::from_u128(1)));
+        let mut first = own(1, 1, Holder::System, 1024, 100);
+        book.enter(first.clone());
+        first.end = Some(PayloadEnd { received: at(200), claimed: at(200), exit: Exit::Code(0), silent: true });
+        book.enter(first);
+        assert_eq!(since(&book), Some(at(100)), "ended");
+        let stray = |book: &LeaseBook| {
+            let mut flow = flow(1, 60_000, 150);
+            flow.attribution = book.attribute(&flow, at(150), AgentState::Present);
+            book.contradicts(&flow, at(150), at(90))
+        };
+        assert!(stray(&book), "no own part is left, and still it said that it had one");
+        let again = own(1, 2, Holder::System, 1024, 300);
+        assert!(!book.moves_own_ports(&again));
+        book.enter(again);
+        assert_eq!(since(&book), Some(at(100)), "announced again");
+        assert!(stray(&book));
+        assert!(book.moves_own_ports(&own(1, 3, Holder::System, 50_000, 400)));
+        assert!(!book.moves_own_ports(&own(1, 3, Holder::Pilot, 50_000, 400)), "its first");
+        let mut elsewhere = own(1, 4, Holder::System, 1024, 400);
+        elsewhere.claim.leases.retain(|lease| matches!(lease, Lease::Ports(_)));
+        assert!(!book.moves_own_ports(&elsewhere), "an address may go");
+        book.prune(at(9999));
+        assert_eq!(since(&book), Some(at(100)));
+        book.forget_own(DomainUuid(Uuid::from_u128(1)));
+        assert_eq!(since(&book), None);
     }
 
     #[test]

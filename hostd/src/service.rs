@@ -11,7 +11,12 @@ mod claims;
 mod facts;
 mod telling;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use vestigo_model::{
@@ -179,6 +184,7 @@ impl Service {
                     vm.boot = None;
                 }
                 self.payloads_lost(domain, time).await;
+                self.book.forget_own(domain);
             }
             MachineEvent::Down(domain, why, time) => self.down(domain, why, time).await,
             MachineEvent::Unseen(domain, why, _) => {
@@ -286,6 +292,8 @@ impl Service {
 
     async fn ended(&mut self, mut instance: vestigo_model::Instance, why: StopReason, time: Timestamp) {
         self.payloads_lost(instance.domain, time).await;
+        self.book.forget_own(instance.domain);
+        self.tasks.vm_ended(instance.domain);
         self.positions.retain(|position| position.domain != instance.domain);
         instance.end = Some(InstanceEnd { time, why });
         self.recorder.submit(Fact::Instance(instance), None, None).await;
@@ -339,24 +347,46 @@ impl Service {
             ("boot", hello.boot.to_string()),
             ("guest-time", hello.time.to_string()),
         ];
-        self.event(Some(domain), EventKind::AgentHello, detail).await;
+        self.guest_event(domain, EventKind::AgentHello, detail).await;
     }
 
-    async fn contradictions(&self, payload: &Payload) {
+    async fn contradictions(&mut self, payload: &Payload) {
         let vo = self.vms.get(&payload.domain).and_then(|vm| vm.instance.vo.as_ref());
         let mut found = Vec::new();
         let is_payload = payload.claim.holder.is_payload();
         if let Some(vo) = vo.filter(|vo| is_payload && **vo != payload.claim.vo) {
             found.push(format!("the payload claims VO {}, the tenant's is {vo}", payload.claim.vo));
         }
+        if self.book.moves_own_ports(payload) {
+            let ports: Vec<String> = payload.claim.leases.iter().map(ToString::to_string).collect();
+            let (part, ports) = (payload.claim.holder.as_str(), ports.join(", "));
+            found.push(format!("the VM's own {part} part has other ports than before, without a reboot: now {ports}"));
+        }
         if let Some(other) = self.book.contested(payload) {
             found.push(format!("its lease overlaps that of payload {other}"));
         }
+        found.extend(payload.claim.task.as_ref().and_then(|task| self.tasks.contradiction(task)));
         for what in found {
-            tracing::warn!(domain = %payload.domain, payload = %payload.claim.uid, what, "contradiction");
-            let detail = [("payload", payload.claim.uid.to_string()), ("what", what)];
-            self.event(Some(payload.domain), EventKind::Contradiction, detail).await;
+            let detail = [("payload", payload.claim.uid.to_string()), ("what", what.clone())];
+            if self.guest_event(payload.domain, EventKind::Contradiction, detail).await {
+                tracing::warn!(domain = %payload.domain, payload = %payload.claim.uid, what, "contradiction");
+            }
         }
+    }
+
+    /// An event that a guest can cause as often as it likes: kept up to the rate of its statements, and counted beyond. Whether
+    /// it was kept.
+    async fn guest_event(
+        &mut self,
+        domain: DomainUuid,
+        what: EventKind,
+        detail: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> bool {
+        let kept = self.vms.get_mut(&domain).is_none_or(|vm| vm.limits.statements.take(Instant::now()));
+        if kept {
+            self.event(Some(domain), what, detail).await;
+        }
+        kept
     }
 
     async fn event(

@@ -8,15 +8,11 @@ use std::{
     time::Duration,
 };
 
-use vestigo_ledger::TaskUse;
+use vestigo_ledger::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 use vestigo_model::{DomainUuid, Label, PayloadUid, TaskMark, Timestamp};
 
 /// How far the clocks of a user and of this host may differ.
 const TOLERANCE: Duration = Duration::from_secs(60);
-/// How long a permission is remembered after it has expired, so that a clock which is set back gives no run back.
-const KEPT: Duration = Duration::from_secs(600);
-/// Most runs remembered, of one VM and of the whole host: about 20 MB.
-const MAX_RUNS: (usize, usize) = (8192, 32_768);
 
 /// One permission: what was signed, and the runs that it was used for.
 #[derive(Debug)]
@@ -28,9 +24,10 @@ struct Permission {
 /// The permissions that were used and have not expired.
 #[derive(Debug, Default)]
 pub struct TaskBook {
-    /// By key's fingerprint and nonce.
-    permissions: HashMap<(Label, Label), Permission>,
-    of_vm: HashMap<DomainUuid, usize>,
+    /// By key's fingerprint and nonce. One for each thing that guests said was signed under them: a guest that makes one up
+    /// must not use up, or forbid, what the user signed.
+    permissions: HashMap<(Label, Label), Vec<Permission>>,
+    runs: TaskRuns,
 }
 
 impl TaskBook {
@@ -42,13 +39,18 @@ impl TaskBook {
         book
     }
 
+    fn known(&self, task: &TaskMark) -> Option<&Permission> {
+        self.permissions.get(&key(task))?.iter().find(|known| known.task == *task)
+    }
+
     /// Why this run must not start, in words for the pilot. A run that was counted is not refused when it is said again.
     #[must_use]
     pub fn refusal(&self, domain: DomainUuid, uid: PayloadUid, task: &TaskMark, now: Timestamp) -> Option<String> {
         let id = &task.id;
-        let known = self.permissions.get(&key(task));
-        if known.is_some_and(|known| known.task == *task && known.runs.contains(&(domain, uid))) {
-            return None;
+        match self.runs.task_of(domain, uid) {
+            Some(counted) if counted == task => return None,
+            Some(_) => return Some("its run id belongs to another payload".to_owned()),
+            None => {}
         }
         if now + TOLERANCE < task.not_before {
             return Some(format!("task {id} may not run before {}; it is {now} here", task.not_before));
@@ -56,78 +58,77 @@ impl TaskBook {
         if task.expires + TOLERANCE < now {
             return Some(format!("task {id} expired at {}; its user has to sign it anew", task.expires));
         }
-        let started = known.map_or(0, |known| known.runs.len());
-        match known.map(|known| &known.task) {
-            Some(known) if known.runs != task.runs => Some(format!(
-                "task {id} now claims {} runs, before it was {} under the same nonce",
-                task.runs, known.runs
-            )),
-            Some(known) if known.statement != task.statement => {
-                Some(format!("task {id} has the nonce of another statement; draw a new one for each task"))
-            }
-            _ if started >= usize::try_from(task.runs).unwrap_or(usize::MAX) => {
-                Some(format!("task {id} has been run {started} of {} times", task.runs))
-            }
-            _ => self.full(domain),
+        let started = self.known(task).map_or(0, |known| known.runs.len());
+        if started >= usize::try_from(task.runs).unwrap_or(usize::MAX) {
+            return Some(format!("task {id} has been run {started} of {} times", task.runs));
         }
+        (self.runs.of(domain) >= MAX_TASK_RUNS.0).then(|| {
+            format!(
+                "the hypervisor remembers {} runs of signed tasks in this VM that have not expired, and has room for no more; \
+                 sign tasks for less time",
+                MAX_TASK_RUNS.0
+            )
+        })
     }
 
-    fn full(&self, domain: DomainUuid) -> Option<String> {
-        let whose = if self.of_vm.get(&domain).is_some_and(|runs| *runs >= MAX_RUNS.0) {
-            format!("{} runs of signed tasks in this VM", MAX_RUNS.0)
-        } else if self.of_vm.values().sum::<usize>() >= MAX_RUNS.1 {
-            format!("{} runs of signed tasks on this host", MAX_RUNS.1)
-        } else {
-            return None;
-        };
+    /// What contradicts the task: another statement, or another number of runs, was claimed under its key and nonce. Users draw a
+    /// nonce for each statement, so one of the two is made up; which, a host cannot know, and each is counted by itself.
+    #[must_use]
+    pub fn contradiction(&self, task: &TaskMark) -> Option<String> {
+        let other = self.permissions.get(&key(task))?.iter().find(|known| known.task != *task)?;
+        let known = &other.task;
         Some(format!(
-            "the hypervisor remembers {whose} that have not expired, and has room for no more; sign tasks for less time"
+            "its signed task {} (statement {}, {} runs) has the key and nonce of task {} (statement {}, {} runs)",
+            task.id, task.statement, task.runs, known.id, known.statement, known.runs
         ))
     }
 
-    /// Counts a run.
+    /// Counts a run, once.
     pub fn start(&mut self, domain: DomainUuid, uid: PayloadUid, task: &TaskMark) {
-        let new = || Permission { task: task.clone(), runs: HashSet::new() };
-        if self.permissions.entry(key(task)).or_insert_with(new).runs.insert((domain, uid)) {
-            *self.of_vm.entry(domain).or_default() += 1;
+        if self.runs.task_of(domain, uid).is_some() {
+            return;
+        }
+        let held = self.permissions.entry(key(task)).or_default();
+        match held.iter_mut().find(|known| known.task == *task) {
+            Some(known) => _ = known.runs.insert((domain, uid)),
+            None => held.push(Permission { task: task.clone(), runs: HashSet::from([(domain, uid)]) }),
+        }
+        if let Some(forgotten) = self.runs.insert(TaskUse { domain, uid, task: task.clone() }) {
+            self.forget(&forgotten);
         }
     }
 
     /// Takes a run back: it never came to be.
-    pub fn give_back(&mut self, domain: DomainUuid, uid: PayloadUid, task: &TaskMark) {
-        let Some(permission) = self.permissions.get_mut(&key(task)) else { return };
-        if permission.runs.remove(&(domain, uid)) {
-            forget_one(&mut self.of_vm, domain);
-        }
-        if permission.runs.is_empty() {
-            self.permissions.remove(&key(task));
+    pub fn give_back(&mut self, domain: DomainUuid, uid: PayloadUid) {
+        if let Some(used) = self.runs.remove(domain, uid) {
+            self.forget(&used);
         }
     }
 
     /// Forgets what no start can use any more.
     pub fn prune(&mut self, now: Timestamp) {
-        let of_vm = &mut self.of_vm;
-        self.permissions.retain(|_, permission| {
-            let kept = now <= permission.task.expires + KEPT;
-            if !kept {
-                permission.runs.iter().for_each(|(domain, _)| forget_one(of_vm, *domain));
-            }
-            kept
-        });
+        self.runs.prune(now).iter().for_each(|used| self.forget(used));
+    }
+
+    /// Forgets most of what a VM that is gone has run, if that was much.
+    pub fn vm_ended(&mut self, domain: DomainUuid) {
+        self.runs.vm_ended(domain).iter().for_each(|used| self.forget(used));
+    }
+
+    fn forget(&mut self, used: &TaskUse) {
+        let Some(held) = self.permissions.get_mut(&key(&used.task)) else { return };
+        for known in held.iter_mut().filter(|known| known.task == used.task) {
+            known.runs.remove(&(used.domain, used.uid));
+        }
+        held.retain(|known| !known.runs.is_empty());
+        if held.is_empty() {
+            self.permissions.remove(&key(&used.task));
+        }
     }
 }
 
 fn key(task: &TaskMark) -> (Label, Label) {
     (task.key.clone(), task.nonce.clone())
-}
-
-fn forget_one(of_vm: &mut HashMap<DomainUuid, usize>, domain: DomainUuid) {
-    if let Some(count) = of_vm.get_mut(&domain) {
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            of_vm.remove(&domain);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -189,23 +190,37 @@ mod tests {
         let mut book = TaskBook::default();
         let once = task("n", 1);
         assert_eq!(start(&mut book, 1, 1, &once), None);
-        book.give_back(vm(2), run(1), &once);
+        book.give_back(vm(2), run(1));
         assert!(start(&mut book, 1, 2, &once).is_some(), "somebody else's cannot be given back");
-        book.give_back(vm(1), run(1), &once);
+        book.give_back(vm(1), run(1));
         assert_eq!(start(&mut book, 1, 2, &once), None);
-        book.give_back(vm(1), run(1), &once);
+        book.give_back(vm(1), run(1));
         assert!(start(&mut book, 1, 3, &once).is_some(), "nor the same one twice");
     }
 
     #[test]
-    fn a_nonce_belongs_to_one_statement() {
+    fn who_makes_up_a_statement_under_a_nonce_takes_nothing_from_the_true_one() {
         let mut book = TaskBook::default();
-        assert_eq!(start(&mut book, 1, 1, &task("n", 1)), None);
-        assert!(start(&mut book, 1, 2, &task("n", 9)).unwrap().contains("9 runs, before it was 1"));
-        let other = TaskMark { statement: Digest::of(b"other"), ..task("n", 1) };
-        assert!(start(&mut book, 1, 2, &other).unwrap().contains("nonce of another statement"));
-        let same_run = TaskMark { expires: at(9000), ..task("n", 1) };
-        assert!(start(&mut book, 1, 1, &same_run).is_some(), "altered, so not merely said again");
+        let honest = task("n", 1);
+        for (uid, made_up) in [
+            TaskMark { statement: Digest::of(b"other"), ..honest.clone() },
+            TaskMark { runs: 9, ..honest.clone() },
+            TaskMark { expires: at(9000), ..honest.clone() },
+        ]
+        .iter()
+        .enumerate()
+        {
+            assert_eq!(start(&mut book, 1, 10 + uid as u128, made_up), None);
+            assert!(book.contradiction(&honest).unwrap().contains("key and nonce of task t"), "{made_up:?}");
+        }
+        assert_eq!(start(&mut book, 2, 1, &honest), None, "the user's own still runs");
+        assert!(start(&mut book, 2, 2, &honest).unwrap().contains("1 of 1"), "and no more often than was signed");
+        assert_eq!(book.contradiction(&task("else", 1)), None);
+        assert!(start(&mut book, 1, 10, &task("else", 1)).unwrap().contains("run id"), "one run uses one permission");
+        for uid in 10..13 {
+            book.give_back(vm(1), run(uid));
+        }
+        assert_eq!(book.contradiction(&honest), None, "only itself is left");
     }
 
     #[test]
@@ -221,21 +236,37 @@ mod tests {
     fn memory_is_bounded_and_one_vm_cannot_take_it_all() {
         let mut book = TaskBook::default();
         let many = |vm: u128, count: usize| (0..count).map(move |n| (vm, task(&format!("{vm}-{n}"), 1)));
-        for (n, (vm, task)) in many(1, MAX_RUNS.0).enumerate() {
+        for (n, (vm, task)) in many(1, MAX_TASK_RUNS.0).enumerate() {
             assert_eq!(start(&mut book, vm, n as u128, &task), None);
         }
         assert!(start(&mut book, 1, 9999, &task("more", 1)).unwrap().contains("8192 runs of signed tasks in this VM"));
-        assert_eq!(start(&mut book, 2, 9999, &task("more", 1)), None, "another VM has room");
-        book.give_back(vm(2), run(9999), &task("more", 1));
+        let honest = task("honest", 1);
+        assert_eq!(start(&mut book, 9, 1, &honest), None, "another VM has room");
         for vm in 2..=4 {
-            many(vm, MAX_RUNS.0)
+            many(vm, MAX_TASK_RUNS.0)
                 .enumerate()
-                .for_each(|(n, (vm, task))| book.start(super::tests::vm(vm), run(n as u128), &task));
+                .for_each(|(n, (vm, task))| _ = start(&mut book, vm, n as u128, &task));
         }
-        assert!(start(&mut book, 9, 1, &task("more", 1)).unwrap().contains("on this host"));
+        assert_eq!(start(&mut book, 9, 2, &task("more", 1)), None, "a full host refuses nobody");
+        assert_eq!(book.runs.iter().count(), MAX_TASK_RUNS.1);
+        assert!(start(&mut book, 9, 3, &honest).is_some(), "what is forgotten is of those who hold most");
+        book.vm_ended(vm(2));
+        assert!(book.runs.of(vm(2)) <= 1024);
+        assert_eq!(start(&mut book, 2, 9999, &task("2-0", 1)), None, "the oldest of the ended VM went");
+        assert!(start(&mut book, 2, 9998, &task(&format!("2-{}", MAX_TASK_RUNS.0 - 1), 1)).is_some());
         book.prune(at(2600));
-        assert!(start(&mut book, 9, 1, &task("more", 1)).is_some(), "kept for a while");
+        assert!(start(&mut book, 9, 4, &honest).is_some(), "kept for a while");
         book.prune(at(2601));
-        assert!(book.permissions.is_empty() && book.of_vm.is_empty());
+        assert!(book.permissions.is_empty() && book.runs.iter().count() == 0);
+    }
+
+    #[test]
+    fn what_claims_to_last_for_ever_is_forgotten_all_the_same() {
+        let mut book = TaskBook::default();
+        book.start(vm(1), run(1), &TaskMark { expires: Timestamp::from_nanos(i64::MAX), ..task("n", 1) });
+        book.prune(at(1000 + 31 * 86_400));
+        assert_eq!(book.permissions.len(), 1);
+        book.prune(at(1000 + 31 * 86_400 + 601));
+        assert!(book.permissions.is_empty());
     }
 }

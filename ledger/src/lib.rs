@@ -39,5 +39,5 @@ pub use error::LedgerError;
 pub use manifest::{FORMAT, FileEntry, Generations, Kind, Losses, Manifest, ManifestError, Sealed, VERSION, Validity};
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
-pub use tasks::TaskUse;
+pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

@@ -111,6 +111,8 @@ pub(crate) struct Log {
     path: PathBuf,
     file: Box<dyn LogFile>,
     good: u64,
+    /// Bytes that were in it when it was opened: what a new generation carries on, which sealing would only carry on again.
+    began: u64,
     tail: bool,
 }
 
@@ -120,12 +122,18 @@ impl Log {
         let path = path(root, generation);
         let mut file = open(&path).map_err(IoError::at("open", &path))?;
         file.cut(good).map_err(IoError::at("cut the torn end of", &path))?;
-        Ok(Self { generation, suspect: false, path, file, good, tail: false })
+        Ok(Self { generation, suspect: false, path, file, good, began: good, tail: false })
     }
 
     /// Bytes in it.
+    #[cfg(test)]
     pub(crate) const fn len(&self) -> u64 {
         self.good
+    }
+
+    /// Bytes that were appended since it was opened.
+    pub(crate) const fn grown(&self) -> u64 {
+        self.good.saturating_sub(self.began)
     }
 
     /// Appends whole frames, all or nothing.

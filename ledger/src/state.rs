@@ -12,7 +12,7 @@ use vestigo_model::{
 use crate::{
     claims::{Later, compare},
     entry::{CarriedLink, Entry},
-    tasks::{TaskUse, Tasks},
+    tasks::{TaskRuns, TaskUse},
 };
 
 /// How long a fact is carried on after its end: flows of it may still be written (idle and active timeout, FIN wait).
@@ -32,7 +32,7 @@ pub(crate) struct State {
     instances: BTreeMap<(DomainUuid, Timestamp), FactRecord>,
     payloads: BTreeMap<DomainUuid, Payloads>,
     links: BTreeMap<DomainUuid, BTreeMap<BootId, CarriedLink>>,
-    tasks: Tasks,
+    tasks: TaskRuns,
     pub(crate) last_recorded: Option<Timestamp>,
 }
 
@@ -75,7 +75,7 @@ impl State {
             Entry::Header(header) => self.last_recorded = self.last_recorded.max(header.last_recorded),
             Entry::Carried(record) | Entry::Fact(record) => self.apply_fact(record),
             Entry::Link(link) => self.apply_link(link.clone()),
-            Entry::Task(used) => self.tasks.insert((**used).clone()),
+            Entry::Task(used) => _ = self.tasks.insert((**used).clone()),
             Entry::Flow(flow) => self.apply_flow(flow),
         }
     }
@@ -118,10 +118,10 @@ impl State {
 
     /// Forgets what no later record can need.
     pub(crate) fn prune(&mut self, now: Timestamp) {
-        self.tasks.prune(now);
         let fresh = |end: Timestamp| now.since(end) <= KEPT_AFTER_END;
         self.instances.retain(|_, record| instance_end(record).is_none_or(fresh));
         let domains: BTreeSet<DomainUuid> = self.instances.keys().map(|(domain, _)| *domain).collect();
+        self.tasks.prune_beside(&domains, now);
         for (domain, payloads) in &mut self.payloads {
             payloads.retain(|record| match payload_end(record) {
                 Some(end) => fresh(end),

@@ -41,7 +41,7 @@ pub struct WriterOptions {
     pub host: HostId,
     /// A segment is due when its first record is this old …
     pub max_segment_age: Duration,
-    /// … or when its log has grown to this size.
+    /// … or when its log has grown by this much since it was begun with what is carried on.
     pub max_wal_bytes: u64,
 }
 
@@ -196,7 +196,8 @@ impl Writer {
     fn is_due(&self, now: Timestamp) -> bool {
         // The clock may have been set either way: a first record far in the future is as good a reason as one far back.
         let age = self.first.map(|first| now.since(first).max(first.since(now)));
-        age.is_some_and(|age| age >= self.options.max_segment_age || self.log.len() >= self.options.max_wal_bytes)
+        // Growth, not length: what a generation begins with may be more than the limit, and then every record would seal.
+        age.is_some_and(|age| age >= self.options.max_segment_age || self.log.grown() >= self.options.max_wal_bytes)
     }
 
     /// Seals whatever the log holds; `None` when it holds nothing new.

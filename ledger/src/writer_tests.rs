@@ -207,6 +207,29 @@ fn bytes_make_a_segment_due() {
 }
 
 #[test]
+fn what_is_carried_makes_no_segment_due() {
+    let root = tempfile::tempdir().unwrap();
+    let (facts, flows) = facts_and_flows();
+    let limit = |max_wal_bytes| WriterOptions { max_wal_bytes, ..options() };
+    let (mut writer, _) = Writer::open(root.path(), limit(1)).unwrap();
+    writer.append(&facts, &[]).unwrap();
+    assert!(writer.seal_if_due(at("14:02:01")).unwrap().is_some());
+    let carried = file_length(&log::path(root.path(), writer.log.generation)).unwrap();
+    drop(writer);
+    let flow = serde_json::to_vec(&flows[0]).unwrap().len() as u64;
+    let least = flow * 2;
+    assert!(carried > least, "{carried} {least}");
+    let (mut writer, _) = Writer::open(root.path(), limit(least)).unwrap();
+    for generation in 0..2 {
+        let now = flows[0].last;
+        writer.append(&[], &flows[..1]).unwrap();
+        assert!(writer.seal_if_due(now).unwrap().is_none(), "generation {generation}: one flow is no growth");
+        writer.append(&[], &flows[..1]).unwrap();
+        assert!(writer.seal_if_due(now).unwrap().is_some(), "generation {generation}: two are");
+    }
+}
+
+#[test]
 fn ended_facts_are_carried_for_an_hour_and_the_furthest_link_position_wins() {
     let mut state = State::default();
     let vm = ended(instance("hv1", 1, Some("atlas"), "10.0.0.5"), "14:10:00");

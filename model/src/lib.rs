@@ -24,7 +24,7 @@ mod payload;
 pub mod settings;
 mod time;
 
-pub use access::{Access, Caller, TaskMark, TokenMark};
+pub use access::{Access, Caller, MAX_TASK_LIFE, MAX_TASK_RUNS, TaskMark, TokenMark};
 pub use ban::{Ban, BanApplied, Scope};
 pub use connection::Connection;
 pub use coverage::{Coverage, CoverageState};

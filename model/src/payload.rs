@@ -279,12 +279,14 @@ impl Payload {
 
 /// Most leases of one payload.
 const MAX_LEASES: usize = 8;
+/// Most ports in all leases of a user's payload; agents give out 1024. Who claims all ports of a VM claims all that leaves it.
+const MAX_PORTS: u32 = 16_384;
 /// Most arguments of one command, and most bytes in all of them.
 const MAX_ARGUMENTS: (usize, usize) = (1024, 8192);
 /// Longest path, as the kernel has it (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
-/// Most rules in an isolation manifest, and the longest name of one.
-const MAX_RULES: (usize, usize) = (128, 64);
+/// Most rules in an isolation manifest, the longest name of one, and most bytes in all of them.
+const MAX_RULES: (usize, usize, usize) = (128, 64, 16_384);
 
 impl PayloadClaim {
     /// What is too much in a claim, in words for the pilot. Claims come from guests: what the host keeps of each is bounded.
@@ -292,23 +294,70 @@ impl PayloadClaim {
     /// # Errors
     /// The first thing that is out of bounds.
     pub fn check(&self) -> Result<(), &'static str> {
-        let bytes: usize = self.command.iter().map(String::len).sum();
+        self.check_leases()?;
+        self.check_program()?;
+        if self.holder.is_payload() { self.check_ground() } else { self.check_own() }
+    }
+
+    fn check_leases(&self) -> Result<(), &'static str> {
+        let blocks = self.leases.iter().filter_map(|lease| match lease {
+            Lease::Ports(block) => Some(*block),
+            Lease::Address(_) => None,
+        });
+        let ports: u32 =
+            blocks.clone().map(|block| u32::from(block.last).saturating_sub(u32::from(block.first)) + 1).sum();
         if self.leases.len() > MAX_LEASES {
             Err("more than 8 leases")
-        } else if self.leases.iter().any(|lease| matches!(lease, Lease::Ports(block) if block.first > block.last)) {
+        } else if blocks.clone().any(|block| block.first > block.last) {
             Err("a port block that ends before it begins")
-        } else if self.command.len() > MAX_ARGUMENTS.0 || bytes > MAX_ARGUMENTS.1 {
+        } else if blocks.clone().any(|block| block.first == 0) {
+            Err("a port block with port 0, which nobody can hold")
+        } else if self.holder.is_payload() && ports > MAX_PORTS {
+            Err("leases of more than 16384 ports")
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_program(&self) -> Result<(), &'static str> {
+        let bytes: usize = self.command.iter().map(String::len).sum();
+        let rules: usize = self.isolation.iter().map(|(rule, held)| rule.len() + held.how.as_str().len()).sum();
+        if self.command.len() > MAX_ARGUMENTS.0 || bytes > MAX_ARGUMENTS.1 {
             Err("a command of more than 1024 arguments or 8 KiB")
         } else if [&self.executable, &self.interpreter].into_iter().flatten().any(|file| file.path.len() > MAX_PATH) {
             Err("a path of more than 4096 bytes")
         } else if self.isolation.len() > MAX_RULES.0 || self.isolation.keys().any(|rule| rule.len() > MAX_RULES.1) {
             Err("an isolation manifest of more than 128 rules, or a rule with a name of more than 64 bytes")
-        } else if (self.trust == Trust::SignedByUser) != self.task.is_some() {
+        } else if rules > MAX_RULES.2 {
+            Err("an isolation manifest of more than 16 KiB")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What stands behind the user's name.
+    fn check_ground(&self) -> Result<(), &'static str> {
+        if (self.trust == Trust::SignedByUser) != self.task.is_some() {
             Err("trust signed-by-user without a signed task, or a signed task with another trust")
         } else if self.trust == Trust::AssertedByToken && !self.token.as_ref().is_some_and(|token| token.verified) {
             Err("trust asserted-by-token without a verified token")
+        } else {
+            self.task.as_ref().map_or(Ok(()), TaskMark::check)
+        }
+    }
+
+    /// The VM's own part is no work: what only work has would be a story told under a name that nobody bans or counts.
+    fn check_own(&self) -> Result<(), &'static str> {
+        let program = self.executable.is_some() || self.interpreter.is_some() || !self.command.is_empty();
+        let ground = self.task.is_some() || self.token.is_some() || self.trust != Trust::AssertedByVo;
+        if program || ground || !self.isolation.is_empty() {
+            Err("a program, task, token or manifest of the VM's own traffic, which has none")
         } else {
             Ok(())
         }
     }
 }
+
+#[cfg(test)]
+#[path = "payload_tests.rs"]
+mod tests;

@@ -132,8 +132,8 @@ impl Service {
             Some(payload) if payload.end.is_some() => fault(format!("another end of payload {uid}, which has ended")),
             Some(mut payload) => {
                 payload.end = Some(end);
-                if let Some((used, false)) = TaskUse::of(&payload) {
-                    self.tasks.give_back(domain, uid, &used.task);
+                if let Some((_, false)) = TaskUse::of(&payload) {
+                    self.tasks.give_back(domain, uid);
                 }
                 self.book.enter(payload.clone());
                 Fact::Payload(payload)

@@ -94,6 +94,8 @@ pub fn guest_claims(claims: &GuestClaims) -> String {
     lines.field("trust", claims.trust.as_str());
     if let Some(task) = &claims.task {
         lines.field("signed task", format!("{} by key {}", task.id, task.key));
+        lines.field("", "verified by the VM's agent, not by the host");
+        lines.field("", format!("statement sha256 {}", task.statement));
         lines.field("", format!("{}, until {}", runs(task.runs), task.expires));
     }
     lines.maybe("token", claims.token.as_ref().map(token));
@@ -119,12 +121,12 @@ pub fn guest_claims(claims: &GuestClaims) -> String {
     lines.finish()
 }
 
-/// What the traffic is if it is the VM's own and no user's.
+/// What the traffic is if it is the VM's own and no user's, by the guest's word.
 pub fn own_traffic(holder: Holder) -> Option<&'static str> {
     match holder {
         Holder::Payload => None,
-        Holder::Pilot => Some("pilot traffic of the VM, no user's payload"),
-        Holder::System => Some("system traffic of the VM, no user's payload"),
+        Holder::Pilot => Some("the guest says: pilot traffic of the VM, no user's payload"),
+        Holder::System => Some("the guest says: system traffic of the VM, no user's payload"),
     }
 }
 
@@ -134,7 +136,8 @@ fn runs(runs: u32) -> String {
 
 fn token(token: &vestigo_model::TokenMark) -> String {
     let id = token.id.as_ref().map_or("without jti".to_owned(), |id| format!("jti {id}"));
-    let checked = if token.verified { "signature checked" } else { "signature not checked" };
+    let checked =
+        if token.verified { "signature checked by the VM's agent, not by the host" } else { "signature not checked" };
     format!("of {} ({}), {id}, {checked}", token.subject, token.issuer)
 }
 

@@ -30,15 +30,16 @@ fn set(bans: Vec<HostBan>) -> Arc<BanSet> {
 fn task(nonce: &str, runs: u32) -> PayloadClaim {
     let now = SystemClock.now();
     let day = Duration::from_secs(86_400);
+    let midnight = Timestamp::from_nanos(now.as_nanos() / 86_400_000_000_000 * 86_400_000_000_000);
     let mark = TaskMark {
         id: text("analysis"),
-        nonce: text(nonce),
+        nonce: text(&Digest::of(nonce.as_bytes()).to_string()),
         runs,
-        not_before: Timestamp::from_nanos(0),
         // One moment for all claims of a test.
-        expires: Timestamp::from_nanos((now + day).as_nanos() / 86_400_000_000_000 * 86_400_000_000_000) + day,
+        not_before: midnight - day,
+        expires: midnight + day * 2,
         statement: Digest::of(nonce.as_bytes()),
-        key: text("SHA256:abc"),
+        key: text(&format!("SHA256:{}", "a".repeat(43))),
     };
     PayloadClaim { trust: Trust::SignedByUser, task: Some(mark), ..claim(0, 20_480) }
 }
@@ -139,13 +140,23 @@ async fn a_signed_task_runs_as_often_as_was_signed_on_this_host() {
     let three = host.boot(root.path(), 3).await;
     let mut third = Agent::meet(&three, 1).await;
     assert_eq!(third.say(start(&twice, 5)).await.unwrap(), "task analysis has been run 2 of 2 times");
-    assert!(third.say(start(&task("n", 3), 6)).await.unwrap().contains("before it was 2"));
+    assert_eq!(
+        third.say(start(&task("n", 3), 6)).await,
+        None,
+        "another number of runs: who lies, the host cannot know"
+    );
+    let mut for_ever = task("for ever", 1);
+    for_ever.task.as_mut().unwrap().expires = Timestamp::from_nanos(i64::MAX);
+    assert!(third.say(start(&for_ever, 9)).await.unwrap().contains("31 days"));
     let mut old = task("other", 1);
     old.task.as_mut().unwrap().expires = SystemClock.now() - Duration::from_secs(120);
     assert!(third.say(start(&old, 7)).await.unwrap().contains("expired"));
     assert_eq!(third.say(start(&task("fresh", 1), 8)).await, None);
     let facts = host.stop(root.path()).await;
     assert_eq!(events(&facts, EventKind::LinkFault).len(), 4, "every refusal is on record");
+    let told = events(&facts, EventKind::Contradiction);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].detail["what"].contains("3 runs) has the key and nonce of task analysis"), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ pub fn claim(uid: u128, first: u16) -> PayloadClaim {
 }
 
 pub fn own(uid: u128, holder: Holder, first: u16) -> Claim {
-    Claim::PayloadStart(PayloadClaim { holder, vo: Vo::new("none").unwrap(), ..claim(uid, first) })
+    Claim::PayloadStart(PayloadClaim { holder, vo: Vo::new("none").unwrap(), command: vec![], ..claim(uid, first) })
 }
 
 pub struct Host {
