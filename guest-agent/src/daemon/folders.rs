@@ -32,8 +32,8 @@ pub(super) struct Hold {
     payload: PayloadUid,
 }
 
-/// More parents than anybody's path has.
-const DEEPEST: usize = 4096;
+/// A path of PATH_MAX bytes has no more parents.
+const DEEPEST: usize = 2048;
 
 /// An open folder or file, and where it lies.
 #[derive(Debug)]
@@ -134,6 +134,10 @@ mod tests {
         path::Path,
     };
 
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
     use vestigo_model::Label;
 
     use super::*;
@@ -200,6 +204,28 @@ mod tests {
         fs::rename(path("one/file"), path("two/file")).unwrap();
         assert!(hold(&folders, 2, "b", &path("two")).is_err());
         assert!(hold(&folders, 2, "b", &path("one")).is_ok());
+    }
+
+    /// Needs root.
+    #[test]
+    fn a_folder_that_is_mounted_at_two_places_is_one() {
+        let base = tempfile::tempdir().unwrap();
+        let path = |name: &str| base.path().join(name);
+        fs::create_dir_all(path("one/below")).unwrap();
+        fs::create_dir(path("other")).unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let bind =
+            |source: Option<&Path>, target: &Path, flags| mount(source, target, None::<&str>, flags, None::<&str>);
+        bind(None, Path::new("/"), MsFlags::MS_REC | MsFlags::MS_PRIVATE).unwrap();
+        bind(Some(&path("one")), &path("other"), MsFlags::MS_BIND).unwrap();
+        let folders = Folders::default();
+        let held = hold(&folders, 1, "a", &path("one")).unwrap();
+        for refused in ["other", "other/below"] {
+            assert!(hold(&folders, 2, "b", &path(refused)).is_err(), "{refused}");
+        }
+        drop(held);
+        let _held = hold(&folders, 1, "a", &path("other/below")).unwrap();
+        assert!(hold(&folders, 2, "b", &path("one")).is_err());
     }
 
     #[test]
