@@ -20,7 +20,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 use vestigo_model::{
-    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, LinkPosition, Payload, PayloadEnd,
+    Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, Label, LinkPosition, Payload, PayloadEnd,
     StopReason, SystemClock, Timestamp, link::Hello,
 };
 
@@ -322,6 +322,8 @@ impl Service {
             }
             LinkEvent::BansSent(domain, list) => self.bans_sent(domain, list).await,
             LinkEvent::Fault(domain, count, text) => {
+                // A parser's words quote the guest's, as long as a whole line.
+                let text = Label::cut(&text).to_string();
                 tracing::warn!(%domain, count, text, "a guest broke the link's protocol");
                 self.event(Some(domain), EventKind::LinkFault, [("fault", text), ("count", count.to_string())]).await;
             }

@@ -269,6 +269,8 @@ fn who_says_on_whose_word_and_does_not_mix_the_kinds_of_trust() {
         "signed-by-user",
         "analysis-7 by key SHA256:abc",
         "may run once",
+        "verified by the VM's agent, not by the host",
+        &format!("statement sha256 {}", vestigo_model::Digest::of(b"statement")),
         "/bin/sh",
         "uid 1000 gid 1001 pid 77",
         "uid 200000",
@@ -292,11 +294,34 @@ fn the_vms_own_traffic_is_nobodys_payload() {
     let root = ledger_of_origins();
     let output = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 3000");
     let shown = text(&output.stdout);
-    assert!(shown.contains("Candidate 1 of 1: pilot traffic of the VM, no user's payload, VO atlas"), "{shown}");
+    assert!(
+        shown.contains("Candidate 1 of 1: the guest says: pilot traffic of the VM, no user's payload, VO atlas"),
+        "{shown}"
+    );
     assert!(shown.contains("ATTRIBUTION lease") && !shown.contains("trust"), "{shown}");
     assert!(!shown.contains("contradiction"), "the VM's own traffic is of no VO: {shown}");
     assert_eq!(vestigo(root.path(), "pilots --user pilot").status.code(), Some(3), "it is no user either");
     let nobody = text(&vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 3000 --json").stdout);
     let value: Value = serde_json::from_str(&nobody).unwrap();
     assert_eq!(value["answer"]["candidates"][0]["guest_claims"]["holder"], "pilot");
+}
+
+#[test]
+fn what_was_said_after_the_flow_is_no_word_of_the_host() {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let before = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:01:00");
+    let mut later = payload(&vm, 2, "mallory", "atlas", (42000, 42999), "14:06:00");
+    later.claimed = at("00:00:00");
+    let facts = [Fact::Instance(vm.clone()), Fact::Payload(before), Fact::Payload(later)];
+    let facts = facts.map(|fact| record(at("14:06:00"), fact));
+    writer.append(&facts, &[flow(&vm, 60000, "14:03:22", None)]).unwrap();
+    let output = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 60000");
+    let shown = text(&output.stdout);
+    assert!(shown.contains("ran in the VM then: alice"), "{shown}");
+    let said = "announced at 2026-11-22T14:06:00Z, later; ran then by the guest's clock only: mallory";
+    assert!(shown.contains(said) && !shown.contains("then: mallory"), "{shown}");
 }

@@ -160,7 +160,7 @@ fn a_late_lease_is_no_certainty_and_says_so() {
     let answer = site.ledger().who(&question("14:06:11", "10.0.0.7", Some(50000))).unwrap();
     let candidate = &answer.candidates[0];
     assert_eq!((candidate.attribution.quality, candidate.guest_claims.is_none()), (Quality::Instance, true));
-    assert_eq!(candidate.ran_then.len(), 1);
+    assert_eq!((candidate.ran_then.len(), candidate.said_later.len()), (0, 1), "said after the flow");
 }
 
 #[test]
@@ -535,4 +535,35 @@ fn a_flow_older_than_the_lease_is_the_payloads_only_if_the_claim_was_late() {
     };
     assert_eq!(asked("14:02:00"), (Quality::Instance, false), "somebody's before the payload came");
     assert_eq!(asked("14:01:00"), (Quality::ClaimedLate, true), "an agent that paid its debt, perhaps");
+}
+
+#[test]
+fn a_guests_clock_reaches_no_further_back_than_its_vms_start() {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let first = ended(instance("hv1", 1, Some("atlas"), "10.0.0.5"), "14:10:00");
+    let mut second = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    second.start = at("14:20:00");
+    let mut facts = vec![
+        record(at("14:10:00"), Fact::Instance(first.clone())),
+        record(at("14:20:00"), Fact::Instance(second.clone())),
+    ];
+    for number in 0..150 {
+        let mut claim = payload(&second, 1, "mallory", "atlas", (41000, 41999), "14:30:00");
+        claim.claim.uid = nth_uid(number);
+        claim.claimed = vestigo_model::Timestamp::from_nanos(0);
+        facts.push(record(at("14:30:00"), Fact::Payload(claim)));
+    }
+    let flows = [flow(&first, 41022, "14:05:00", None), flow(&second, 50000, "14:25:00", None)];
+    writer.append(&facts, &flows).unwrap();
+    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ask = |clock, port| ledger.who(&question(clock, "10.0.0.5", Some(port))).unwrap().candidates.remove(0);
+    let before = ask("14:05:00", 41022);
+    assert_eq!((before.said_later_total, before.ran_then_total), (0, 0), "another run of the VM");
+    assert_eq!(before.attribution.quality, Quality::Instance);
+    assert!(!before.attribution.reason.contains("150 payloads"), "{}", before.attribution.reason);
+    let then = ask("14:25:00", 50000);
+    assert_eq!((then.ran_then.len(), then.said_later.len(), then.said_later_total), (0, 100, 150));
 }

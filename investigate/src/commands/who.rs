@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use vestigo_ledger::{
     Ledger,
-    questions::who::{Candidate, WhoAnswer, WhoQuestion},
+    questions::{
+        parts::GuestClaims,
+        who::{Candidate, WhoAnswer, WhoQuestion},
+    },
 };
 use vestigo_model::{Quality, TimeRange};
 
@@ -134,12 +137,31 @@ fn candidate_text(candidate: &Candidate, style: Style) -> String {
         }
         None => text.push_str("    none can be tied to the flows\n"),
     }
-    for claims in &candidate.ran_then {
+    text.push_str(&ran_then(candidate));
+    text.push_str(&link(candidate, style));
+    text
+}
+
+/// Payloads that may have been it, where none can be tied to the flows.
+fn ran_then(candidate: &Candidate) -> String {
+    let what = |claims: &GuestClaims| {
         let what =
             format!("{}, pilot {}, payload {} (run {})", claims.user, claims.pilot, claims.payload_id, claims.payload);
-        let _ = writeln!(text, "    ran in the VM then: {}", safe(&what));
+        safe(&what)
+    };
+    let mut text = String::new();
+    for claims in &candidate.ran_then {
+        let _ = writeln!(text, "    ran in the VM then: {}", what(claims));
     }
-    text.push_str(&link(candidate, style));
+    for claims in &candidate.said_later {
+        let (received, what) = (claims.start_received, what(claims));
+        let _ = writeln!(text, "    announced at {received}, later; ran then by the guest's clock only: {what}");
+    }
+    let (shown, total) =
+        (candidate.ran_then.len() + candidate.said_later.len(), candidate.ran_then_total + candidate.said_later_total);
+    if total > shown {
+        let _ = writeln!(text, "    {shown} of {total} such payloads are shown");
+    }
     text
 }
 

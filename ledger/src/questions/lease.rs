@@ -8,13 +8,14 @@
 
 use std::time::Duration;
 
-use vestigo_model::{Attribution, BEGAN_BEFORE, Flow, Payload, PayloadUid, Quality};
+use vestigo_model::{Attribution, BEGAN_BEFORE, Flow, Payload, PayloadUid, Quality, Timestamp};
 
+use super::TOLERANCE;
 use crate::reader::Facts;
 
 /// The flow's attribution as it stands now, given all that is known.
 pub(crate) fn standing(flow: &Flow, facts: &Facts, tolerance: Duration) -> Attribution {
-    let attribution = attribute(flow, &facts.payloads, tolerance);
+    let attribution = attribute_in(flow, facts, tolerance);
     match attribution.payload {
         Some(uid) if attribution.quality == Quality::Lease && !covered(flow, facts, uid) => Attribution {
             quality: Quality::Instance,
@@ -35,14 +36,45 @@ fn covered(flow: &Flow, facts: &Facts, uid: PayloadUid) -> bool {
         || find(&facts.payloads, flow, uid).is_some_and(|first| holds(first, flow) && first.held_leases_at(flow.first))
 }
 
+fn attribute_in(flow: &Flow, facts: &Facts, tolerance: Duration) -> Attribution {
+    if flow.attribution.payload.is_some() {
+        return flow.attribution.clone();
+    }
+    // A run of the VM before the one that made a claim cannot be the claim's, whatever the guest's clock said.
+    let mut of_vm = marked(flow, &facts.payloads);
+    of_vm.retain(|payload| began(payload, facts) <= flow.first + tolerance);
+    among(of_vm, flow, tolerance)
+}
+
+fn marked<'a>(flow: &Flow, payloads: &'a [Payload]) -> Vec<&'a Payload> {
+    flow.marked(payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host))
+}
+
+/// The earliest that a payload can have run: when its guest says, and neither before its VM did nor after its claim arrived. A guest
+/// sets its clock as it likes.
+pub(crate) fn began(payload: &Payload, facts: &Facts) -> Timestamp {
+    let of_vm = facts.instances.iter().filter(|i| i.domain == payload.domain && i.host == payload.host);
+    let last = of_vm.filter(|instance| instance.start <= payload.received).max_by_key(|instance| instance.start);
+    // A claim that arrived after the last run that is known here is of a later one, which began after this one's end.
+    let start = last.map(|instance| match instance.end {
+        Some(end) if end.time + TOLERANCE < payload.received => end.time,
+        _ => instance.start,
+    });
+    let claimed = payload.claimed.min(payload.received);
+    start.map_or(claimed, |start| claimed.max(start))
+}
+
 /// The flow's attribution as it stands now, given the payloads of all VMs.
 #[must_use]
 pub fn attribute(flow: &Flow, payloads: &[Payload], tolerance: Duration) -> Attribution {
-    let stored = &flow.attribution;
-    if stored.payload.is_some() {
-        return stored.clone();
+    if flow.attribution.payload.is_some() {
+        return flow.attribution.clone();
     }
-    let of_vm = flow.marked(payloads.iter().filter(|p| p.domain == flow.domain && p.host == flow.host));
+    among(marked(flow, payloads), flow, tolerance)
+}
+
+fn among(of_vm: Vec<&Payload>, flow: &Flow, tolerance: Duration) -> Attribution {
+    let stored = &flow.attribution;
     if stored.reason == BEGAN_BEFORE {
         return begun_before(&of_vm, flow, tolerance);
     }

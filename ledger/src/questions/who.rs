@@ -75,8 +75,18 @@ pub struct Candidate {
     pub later_claims: Vec<GuestClaims>,
     /// How good the link between the flows and the payload is.
     pub attribution: Link,
-    /// Payloads that ran in the VM then, listed when none can be tied to the flows: claims, not an attribution.
+    /// Payloads that ran in the VM then, listed when none can be tied to the flows: claims, not an attribution. At most a
+    /// hundred.
     pub ran_then: Vec<GuestClaims>,
+    /// How many there are.
+    #[serde(default)]
+    pub ran_then_total: usize,
+    /// Payloads announced later, which ran then by the guest's clock only, within the VM's own run. At most a hundred.
+    #[serde(default)]
+    pub said_later: Vec<GuestClaims>,
+    /// How many there are.
+    #[serde(default)]
+    pub said_later_total: usize,
     /// Contradictions and cautions.
     pub notes: Vec<String>,
 }
@@ -204,13 +214,18 @@ fn candidate(group: &Group<'_>, view: &View) -> Candidate {
     let host_facts = group.host_facts.clone();
     let attribution = group.reasons.link();
     let notes = notes(group, attribution.quality);
+    let asked = hull(&group.flows).filter(|_| group.payload.is_none());
+    let ran = asked.map(|range| ran_then(&host_facts, range, view)).unwrap_or_default();
     Candidate {
         flows: group.flows.iter().take(SHOWN).map(|(flow, on)| FlowSeen::new(flow, *on)).collect(),
         totals: totals(&group.flows),
         guest_claims: group.payload.map(GuestClaims::new),
         later_claims: group.conflicting.iter().take(SHOWN).map(GuestClaims::new).collect(),
         attribution,
-        ran_then: if group.payload.is_some() { Vec::new() } else { ran_then(&host_facts, hull(&group.flows), view) },
+        ran_then_total: ran.then.len(),
+        said_later_total: ran.later.len(),
+        ran_then: shown(&ran.then),
+        said_later: shown(&ran.later),
         notes,
         host_facts,
     }
@@ -239,14 +254,26 @@ fn totals(flows: &[(&Flow, MatchedOn)]) -> Totals {
     totals
 }
 
-fn ran_then(facts: &HostFacts, range: Option<TimeRange>, view: &View) -> Vec<GuestClaims> {
-    let Some(range) = range else { return Vec::new() };
+/// Payloads that ran then, by what their guest says.
+#[derive(Default)]
+struct Ran<'a> {
+    /// Announced before it was over.
+    then: Vec<&'a Payload>,
+    /// Announced afterwards.
+    later: Vec<&'a Payload>,
+}
+
+fn ran_then<'a>(facts: &HostFacts, range: TimeRange, view: &'a View) -> Ran<'a> {
     let payloads = view.facts.payloads.iter().filter(|p| p.domain == facts.domain && p.host == facts.host);
-    payloads
+    let ran = payloads
         .filter(|p| p.claim.holder.is_payload())
-        .filter(|p| range.touches(p.received.min(p.claimed), p.end.map(|end| end.received)))
-        .map(GuestClaims::new)
-        .collect()
+        .filter(|p| range.touches(lease::began(p, &view.facts), p.end.map(|end| end.received)));
+    let (then, later) = ran.partition(|p| p.received <= range.to);
+    Ran { then, later }
+}
+
+fn shown(payloads: &[&Payload]) -> Vec<GuestClaims> {
+    payloads.iter().take(SHOWN).map(|payload| GuestClaims::new(payload)).collect()
 }
 
 fn notes(group: &Group<'_>, quality: Quality) -> Vec<String> {
@@ -285,7 +312,7 @@ fn given<'a>(question: &WhoQuestion, view: &'a View, groups: &BTreeMap<Key, Grou
 
 fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candidate {
     let host_facts = HostFacts::of_instance(instance);
-    let ran_then = ran_then(&host_facts, Some(question.range), view);
+    let ran = ran_then(&host_facts, question.range, view);
     let unmapped = host_facts.vo.is_none().then(|| "the VM's tenant is mapped to no VO".to_owned());
     Candidate {
         flows: Vec::new(),
@@ -296,7 +323,10 @@ fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candi
             quality: Quality::Instance,
             reason: "the VM was given this address then, but no flow that matches the question was seen".to_owned(),
         },
-        ran_then,
+        ran_then_total: ran.then.len(),
+        said_later_total: ran.later.len(),
+        ran_then: shown(&ran.then),
+        said_later: shown(&ran.later),
         notes: unmapped.into_iter().collect(),
         host_facts,
     }

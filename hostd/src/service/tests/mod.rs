@@ -160,6 +160,36 @@ async fn a_signed_task_runs_as_often_as_was_signed_on_this_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_makes_up_is_bounded_and_silences_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let host = Host::start(root.path());
+    let listener = host.boot(root.path(), 1).await;
+    let mut agent = Agent::meet(&listener, 1).await;
+    agent.say(own(1, Holder::System, 1024)).await;
+    agent.babble(format!("{{\"type\":\"record\",\"seq\":\"{}\"}}\n", "z".repeat(3000)).as_bytes()).await;
+    agent.say(end(1, Exit::Code(0))).await;
+    agent.say(own(2, Holder::System, 50_000)).await;
+    for boot in 2..700 {
+        agent.met_again(boot).await;
+    }
+    agent.say(end(77, Exit::Code(0))).await;
+    host.flow(1, 61_000, |_| {}).await;
+    host.settled().await;
+    let facts = host.stop(root.path()).await;
+    let told = events(&facts, EventKind::Contradiction);
+    let what = |word: &str| told.iter().filter(|event| event.detail["what"].contains(word)).count();
+    assert_eq!(what("outside of every lease"), 1, "a boot that only the guest tells of: {told:?}");
+    assert_eq!(what("other ports than before"), 1, "{told:?}");
+    let hellos = events(&facts, EventKind::AgentHello).len();
+    assert!((1..660).contains(&hellos), "{hellos}");
+    let faults = events(&facts, EventKind::LinkFault);
+    assert!(faults.iter().any(|event| event.detail.contains_key("statements-left-out")), "{faults:?}");
+    let texts: Vec<_> = faults.iter().filter_map(|event| event.detail.get("fault")).collect();
+    assert!(texts.iter().all(|text| text.len() <= 255), "{texts:?}");
+    assert!(texts.iter().any(|text| text.contains("zzz")), "{texts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bans_reach_the_agent_and_hold_against_it() {
     let root = tempfile::tempdir().unwrap();
     let host = Host::start(root.path());

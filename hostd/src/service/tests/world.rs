@@ -200,6 +200,16 @@ impl Agent {
         self.stream.write_all(&link::encode(frame).unwrap()).await.unwrap();
     }
 
+    /// Sends a line that is no frame.
+    pub async fn babble(&mut self, line: &[u8]) {
+        self.stream.write_all(line).await.unwrap();
+    }
+
+    /// Says hello under a boot, whichever it was before.
+    pub async fn met_again(&mut self, boot: u128) {
+        self.hello(boot).await;
+    }
+
     /// The next frame of the host's.
     pub async fn next(&mut self) -> HostFrame {
         loop {
