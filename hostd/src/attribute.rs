@@ -319,6 +319,7 @@ mod tests {
             src_expected: Expected::Unknown,
             community_id: String::new(),
             post_nat: None,
+            notes: FlowNotes::default(),
             attribution: only_the_vm(""),
         }
     }

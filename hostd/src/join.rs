@@ -42,6 +42,7 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         src_expected: Expected::Unknown,
         community_id: community_id(record),
         post_nat: None,
+        notes: record.notes,
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
     };
     flow.src_expected = src_expected(&flow, &observed.tap);
@@ -104,6 +105,7 @@ mod tests {
             from_resp: (0, 0, 0),
             end_reason: EndReason::Idle,
             initiator: Initiator::Seen,
+            notes: vestigo_model::FlowNotes::default(),
         }
     }
 

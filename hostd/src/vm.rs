@@ -188,14 +188,14 @@ fn open(observed: Observed, options: MeterOptions, queue: &Sender<Tapped>) -> Re
 
 /// What a tap's report amounts to.
 fn seen(report: &Report) -> Vec<CoverageState> {
-    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue"), (report.orphans, "fragments")]
+    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue"), (report.counts.orphans, "fragments")]
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, place)| lost(Some(count), place))
         .collect();
     if !losses.is_empty() {
         losses
-    } else if report.frames > 0 {
+    } else if report.counts.frames > 0 {
         vec![CoverageState::Ok]
     } else {
         vec![CoverageState::Nodata]

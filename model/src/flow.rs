@@ -121,6 +121,93 @@ pub struct PostNat {
     pub port: u16,
 }
 
+/// Conversations folded into one record because the VM's own share of the table was full (a scan, a flood): counted in full, told apart
+/// no more. The peer of such a record is the unspecified address with port 0; the VM's side is a range of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Folded {
+    /// How many conversations, at most: one that came back after it was folded counts again.
+    pub flows: u64,
+    /// Last port of the VM's range, which begins with the record's own port on the VM's side and never crosses a multiple of 1024.
+    pub last_port: u16,
+}
+
+/// The packet inside another: which kind of tunnel, and which network in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tunnel {
+    /// RFC 7348, with its network identifier.
+    Vxlan(u32),
+    /// RFC 8926, with its network identifier.
+    Geneve(u32),
+}
+
+/// A five-tuple, as a packet has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tuple {
+    /// Source address.
+    pub src_ip: IpAddr,
+    /// Source port, or ICMP identifier; 0 where there is none.
+    pub src_port: u16,
+    /// Destination address.
+    pub dst_ip: IpAddr,
+    /// Destination port; 0 where there is none.
+    pub dst_port: u16,
+    /// IANA protocol number.
+    pub proto: u8,
+}
+
+/// What the VM's traffic says of its own VO (scitags.org): a claim by the guest, never more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SciTag {
+    /// Experiment number of the registry.
+    pub experiment: u16,
+    /// Activity number of the registry.
+    pub activity: u8,
+    /// Where it was said.
+    pub by: SciTagSource,
+}
+
+words!(
+    /// Where a flow's SciTag was said.
+    SciTagSource {
+        /// In the flow label of its IPv6 packets.
+        FlowLabel = "flow-label",
+        /// In a firefly datagram that the VM sent.
+        Firefly = "firefly",
+    }
+);
+
+/// What few flows have: all empty for an ordinary one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FlowNotes {
+    /// Inner VLAN id of a frame with two tags (802.1ad).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner_vlan: Option<u16>,
+    /// The record is of packets inside a tunnel, metered beside the tunnel's own flow: left out of sums over traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<Tunnel>,
+    /// The record stands for many conversations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folded: Option<Folded>,
+    /// Of a flow of ICMP errors: the packet that the last of them speaks of, as its sender sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speaks_of: Option<Tuple>,
+    /// The last ICMP error that spoke of this flow, `type << 8 | code`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_error: Option<u16>,
+    /// The VO by the guest's own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scitag: Option<SciTag>,
+}
+
+impl FlowNotes {
+    /// Whether there is nothing to say.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// One biflow record, originator first. Counters are deltas: the sum over the records of a flow is its total.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
@@ -178,6 +265,9 @@ pub struct Flow {
     /// What the world saw, if the hypervisor translated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_nat: Option<PostNat>,
+    /// What few flows have.
+    #[serde(default, skip_serializing_if = "FlowNotes::is_empty")]
+    pub notes: FlowNotes,
     /// Whose it is.
     pub attribution: Attribution,
 }

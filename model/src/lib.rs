@@ -31,7 +31,10 @@ pub use coverage::{Coverage, CoverageState};
 pub use digest::{Digest, ParseDigestError};
 pub use event::{Event, EventKind};
 pub use fact::{Fact, FactRecord, LinkPosition};
-pub use flow::{Attribution, BEGAN_BEFORE, Direction, EndReason, Expected, Flow, Initiator, PostNat, Quality};
+pub use flow::{
+    Attribution, BEGAN_BEFORE, Direction, EndReason, Expected, Flow, FlowNotes, Folded, Initiator, PostNat, Quality,
+    SciTag, SciTagSource, Tunnel, Tuple,
+};
 pub use handover::{Handover, HandoverResult, Outcome, PayloadSummary, PinnedDisk, PinnedLayer};
 pub use id::{
     BootId, DomainUuid, HostId, IdError, InstanceId, ItemId, Label, Mac, PayloadId, PayloadUid, PilotId, TapName, Vo,

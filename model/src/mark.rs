@@ -116,6 +116,7 @@ mod tests {
             src_expected: Expected::Unknown,
             community_id: String::new(),
             post_nat: None,
+            notes: FlowNotes::default(),
             attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
         }
     }

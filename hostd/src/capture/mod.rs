@@ -9,25 +9,14 @@ mod tap;
 
 use std::io;
 
-use vestigo_model::{TapName, Timestamp};
+use vestigo_model::TapName;
 
-use crate::decode::Heading;
+use crate::meter::Frame;
 
 pub use self::{
     pnet::PnetSource,
     tap::{Observed, Report, TapCapture, Tapped},
 };
-
-/// One frame.
-#[derive(Debug, Clone, Copy)]
-pub struct Frame<'a> {
-    /// Its bytes, from the Ethernet header on; may be cut by the backend's snap length.
-    pub bytes: &'a [u8],
-    /// When the host saw it.
-    pub time: Timestamp,
-    /// Which way it goes. The kernel's word: hardware addresses are the guest's to forge.
-    pub heading: Heading,
-}
 
 /// Where frames come from.
 pub trait FrameSource: Send {

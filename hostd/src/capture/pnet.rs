@@ -11,7 +11,8 @@ use nix::{
 use pnet::datalink::{self, Channel, ChannelType, Config, DataLinkReceiver};
 use vestigo_model::{Clock, SystemClock, TapName};
 
-use super::{CaptureError, Frame, FrameSource, socket};
+use super::{CaptureError, FrameSource, socket};
+use crate::meter::Frame;
 
 /// A guest hands over frames of up to 64 KiB and a header; a smaller buffer would cut them without notice.
 const READ_BUFFER: usize = 65_600;
@@ -66,7 +67,13 @@ impl FrameSource for PnetSource {
         }
         let Some((heading, stamp)) = socket::peek(&self.socket)? else { return Ok(None) };
         match self.receiver.next() {
-            Ok(bytes) => Ok(Some(Frame { bytes, time: stamp.unwrap_or_else(|| SystemClock.now()), heading })),
+            Ok(bytes) => Ok(Some(Frame {
+                bytes,
+                wire_len: bytes.len(),
+                vlan: None,
+                time: stamp.unwrap_or_else(|| SystemClock.now()),
+                heading,
+            })),
             Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => Ok(None),
             Err(error) => Err(error),
         }

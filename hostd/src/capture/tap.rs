@@ -1,5 +1,4 @@
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -11,14 +10,13 @@ use std::{
 use tokio::sync::mpsc::Sender;
 use vestigo_model::{Clock, DomainUuid, HostId, InstanceId, SystemClock, Tap, Timestamp, Vo};
 
-use super::{CaptureError, Frame, FrameSource};
-use crate::{
-    decode::{self, Heading, Packet, Undecodable},
-    meter::{Fragments, MeterOptions, Metered, Table},
-};
+use super::{CaptureError, FrameSource};
+use crate::meter::{Counts, Meter, MeterOptions, Metered};
 
 /// How often the table is asked for what is due.
 const EXPIRY_PACE: Duration = Duration::from_millis(250);
+/// Most records taken at once: one VM's flood must not fill the queue that all share.
+const MAX_RECORDS: usize = 2000;
 
 /// Whose tap it is: what every record from it carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,20 +45,12 @@ pub struct Tapped {
 /// What a tap saw, and could not keep, since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Frames read.
-    pub frames: u64,
+    /// What became of the frames read.
+    pub counts: Counts,
     /// Frames that the kernel dropped.
     pub dropped: u64,
-    /// Flows cut short because the table was full.
-    pub evicted: u64,
     /// Records that the queue to the ledger had no room for.
     pub unqueued: u64,
-    /// Frames from the VM under another hardware address, and flooded ones that are not for it.
-    pub foreign: u64,
-    /// Later fragments whose first was not seen: metered without ports.
-    pub orphans: u64,
-    /// Frames that are no IP packet, by reason.
-    pub undecodable: BTreeMap<Undecodable, u64>,
     /// The tap went away.
     pub ended: bool,
 }
@@ -85,9 +75,8 @@ impl TapCapture {
     ) -> Result<Self, CaptureError> {
         let (stop, report) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Report::default())));
         let tap = observed.tap.name.clone();
-        let meter = Meter {
-            table: Table::new(options),
-            fragments: Fragments::default(),
+        let watcher = Watcher {
+            meter: Meter::new(options, Some(observed.tap.mac)),
             observed: Arc::new(observed),
             queue,
             report: Report::default(),
@@ -97,7 +86,7 @@ impl TapCapture {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("tap-{tap}"))
-            .spawn(move || meter.run(source, &stopped))
+            .spawn(move || watcher.run(source, &stopped))
             .map_err(|source| CaptureError::Thread { tap, source })?;
         Ok(Self { stop, report, thread: Some(thread) })
     }
@@ -126,21 +115,20 @@ impl TapCapture {
     }
 }
 
-struct Meter {
+struct Watcher {
     observed: Arc<Observed>,
-    table: Table,
-    fragments: Fragments,
+    meter: Meter,
     queue: Sender<Tapped>,
     report: Report,
     shared: Arc<Mutex<Report>>,
     flushed: Timestamp,
 }
 
-impl Meter {
+impl Watcher {
     fn run(mut self, mut source: Box<dyn FrameSource>, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             match source.next() {
-                Ok(Some(frame)) => self.frame(frame),
+                Ok(Some(frame)) => self.meter.frame(&frame),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(tap = %self.observed.tap.name, %error, "the tap is gone");
@@ -151,46 +139,18 @@ impl Meter {
             let now = SystemClock.now();
             if now.since(self.flushed) >= EXPIRY_PACE {
                 self.flushed = now;
-                let due = self.table.expire(now);
+                let mut due = Vec::new();
+                self.meter.due(now, MAX_RECORDS, &mut due);
                 self.send(due);
                 self.report.dropped += source.take_dropped();
                 self.publish();
             }
         }
         self.report.dropped += source.take_dropped();
-        let rest = self.table.flush();
+        let mut rest = Vec::new();
+        self.meter.flush(&mut rest);
         self.send(rest);
         self.publish();
-    }
-
-    fn frame(&mut self, frame: Frame<'_>) {
-        self.report.frames += 1;
-        match decode::decode(frame.bytes) {
-            Ok(mut packet) => {
-                self.fragments.resolve(&mut packet);
-                if self.is_foreign(&packet, frame.heading) {
-                    self.report.foreign += 1;
-                    if frame.heading == Heading::ToVm {
-                        // Flooded: it reaches the tap, but is neither from the VM nor for it.
-                        return;
-                    }
-                }
-                let records = self.table.packet(&packet, frame.heading, frame.time);
-                self.send(records);
-            }
-            Err(reason) => *self.report.undecodable.entry(reason).or_default() += 1,
-        }
-    }
-
-    /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
-    /// floods. Counted; the direction is the kernel's word and not in doubt.
-    fn is_foreign(&self, packet: &Packet, heading: Heading) -> bool {
-        let (src, dst) = packet.ether;
-        let to_many = dst.0.first().is_some_and(|byte| byte & 1 == 1);
-        match heading {
-            Heading::FromVm => src != self.observed.tap.mac,
-            Heading::ToVm => dst != self.observed.tap.mac && !to_many,
-        }
     }
 
     fn send(&mut self, records: Vec<Metered>) {
@@ -201,22 +161,14 @@ impl Meter {
                 self.report.unqueued += 1;
             }
         }
-        self.report.evicted += self.table.take_evicted();
     }
 
     fn publish(&mut self) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        self.report.orphans += self.fragments.take_orphans();
+        shared.counts.add(&self.meter.take_counts());
         let own = std::mem::take(&mut self.report);
-        shared.frames += own.frames;
         shared.dropped += own.dropped;
-        shared.evicted += own.evicted;
         shared.unqueued += own.unqueued;
-        shared.foreign += own.foreign;
-        shared.orphans += own.orphans;
         shared.ended |= own.ended;
-        for (reason, count) in own.undecodable {
-            *shared.undecodable.entry(reason).or_default() += count;
-        }
     }
 }

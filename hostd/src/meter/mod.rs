@@ -13,10 +13,148 @@
 mod fragments;
 mod table;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-pub use fragments::Fragments;
-pub use table::{Metered, Table};
+use vestigo_model::{Mac, Timestamp};
+
+use crate::decode::{self, Heading, Packet, Undecodable};
+
+use fragments::Fragments;
+use table::Table;
+
+pub use table::Metered;
+
+/// One frame, wherever it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    /// Its bytes, from the Ethernet header on; may be cut.
+    pub bytes: &'a [u8],
+    /// Its length before it was cut.
+    pub wire_len: usize,
+    /// The outermost VLAN id, where the kernel has taken the tag out of the bytes (packet(7), `PACKET_AUXDATA`).
+    pub vlan: Option<u16>,
+    /// When it was seen.
+    pub time: Timestamp,
+    /// Which way it goes. The kernel's word: hardware addresses are the guest's to forge.
+    pub heading: Heading,
+}
+
+/// What became of the frames, since the last call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames taken.
+    pub frames: u64,
+    /// Flows cut short because the table was full.
+    pub evicted: u64,
+    /// Frames from the VM under another hardware address, and flooded ones that are not for it.
+    pub foreign: u64,
+    /// Later fragments whose first was not seen: metered without ports.
+    pub orphans: u64,
+    /// Frames that are no IP packet, by reason.
+    pub undecodable: BTreeMap<Undecodable, u64>,
+}
+
+impl Counts {
+    /// Adds the other's.
+    pub fn add(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.evicted += other.evicted;
+        self.foreign += other.foreign;
+        self.orphans += other.orphans;
+        for (reason, count) in &other.undecodable {
+            *self.undecodable.entry(*reason).or_default() += count;
+        }
+    }
+}
+
+/// Frames in, records out: decode, fragments and table of one tap. Pure.
+#[derive(Debug)]
+pub struct Meter {
+    table: Table,
+    fragments: Fragments,
+    mac: Option<Mac>,
+    counts: Counts,
+    /// Records that packets brought about, until somebody asks.
+    ready: Vec<Metered>,
+}
+
+impl Meter {
+    /// An empty one. `mac` is the VM's hardware address, where there is one VM.
+    #[must_use]
+    pub fn new(options: MeterOptions, mac: Option<Mac>) -> Self {
+        Self {
+            table: Table::new(options),
+            fragments: Fragments::default(),
+            mac,
+            counts: Counts::default(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// Takes a frame.
+    pub fn frame(&mut self, frame: &Frame<'_>) {
+        self.counts.frames += 1;
+        let mut packet = match decode::decode(frame.bytes) {
+            Ok(packet) => packet,
+            Err(reason) => {
+                *self.counts.undecodable.entry(reason).or_default() += 1;
+                return;
+            }
+        };
+        self.fragments.resolve(&mut packet);
+        if self.is_foreign(&packet, frame.heading) {
+            self.counts.foreign += 1;
+            if frame.heading == Heading::ToVm {
+                // Flooded: it reaches the tap, but is neither from the VM nor for it.
+                return;
+            }
+        }
+        self.ready.extend(self.table.packet(&packet, frame.heading, frame.time));
+    }
+
+    /// Gives the records that are due at `now`, `room` at most. What finds no room stays due.
+    pub fn due(&mut self, now: Timestamp, room: usize, out: &mut Vec<Metered>) {
+        out.extend(self.ready.drain(..room.min(self.ready.len())));
+        out.extend(self.table.expire(now, room.saturating_sub(out.len())));
+    }
+
+    /// Ends every flow.
+    pub fn flush(&mut self, out: &mut Vec<Metered>) {
+        out.append(&mut self.ready);
+        out.extend(self.table.flush());
+    }
+
+    /// Takes what was counted.
+    pub fn take_counts(&mut self) -> Counts {
+        self.counts.evicted += self.table.take_evicted();
+        self.counts.orphans += self.fragments.take_orphans();
+        std::mem::take(&mut self.counts)
+    }
+
+    /// Flows held now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether no flow is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
+    /// floods. Counted; the direction is the kernel's word and not in doubt.
+    fn is_foreign(&self, packet: &Packet, heading: Heading) -> bool {
+        let Some(mac) = self.mac else { return false };
+        let (src, dst) = packet.ether;
+        let to_many = dst.0.first().is_some_and(|byte| byte & 1 == 1);
+        match heading {
+            Heading::FromVm => src != mac,
+            Heading::ToVm => dst != mac && !to_many,
+        }
+    }
+}
 
 /// Timeouts and bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,5 +190,4 @@ impl Default for MeterOptions {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

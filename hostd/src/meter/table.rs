@@ -4,15 +4,13 @@ use std::{
     time::Duration,
 };
 
-use vestigo_model::{Direction, EndReason, Initiator, Timestamp};
+use vestigo_model::{Direction, EndReason, FlowNotes, Initiator, Timestamp};
 
 use super::MeterOptions;
 use crate::decode::{Heading, Packet, proto, tcp_flag};
 
 /// Flows looked at to find a quiet one.
 const EVICTION_SAMPLE: usize = 64;
-/// Most records of one expiry.
-const MAX_RECORDS: usize = 2000;
 
 /// Both ends of a conversation, in an order that does not depend on who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,6 +73,8 @@ pub struct Metered {
     pub end_reason: EndReason,
     /// How sure the originator is.
     pub initiator: Initiator,
+    /// What few flows have.
+    pub notes: FlowNotes,
 }
 
 /// The flows of one tap.
@@ -129,14 +129,13 @@ impl Table {
         out
     }
 
-    /// Gives the records that are due at `now`.
-    pub fn expire(&mut self, now: Timestamp) -> Vec<Metered> {
+    /// Gives the records that are due at `now`, `room` at most; the rest is due next time.
+    pub fn expire(&mut self, now: Timestamp, room: usize) -> Vec<Metered> {
         let options = self.options;
         let mut out = Vec::new();
         self.flows.retain(|key, entry| match entry.due(key.proto, now, &options) {
             None => true,
-            // The rest is due next time: one VM's flood must not fill the queue that all share.
-            Some(_) if out.len() >= MAX_RECORDS => true,
+            Some(_) if out.len() >= room => true,
             Some(EndReason::Active) => {
                 out.extend(entry.record(key, EndReason::Active));
                 entry.next_record = now + options.active;
@@ -277,6 +276,7 @@ impl Entry {
             from_resp: (resp.packets, resp.bytes, resp.flags),
             end_reason,
             initiator: self.initiator,
+            notes: FlowNotes::default(),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use vestigo_model::{Direction, EndReason, Initiator, Mac, Timestamp};
 
-use super::*;
+use super::{table::Table, *};
 use crate::decode::{Heading, Packet, proto, tcp_flag::*};
 
 const VM: &str = "10.0.0.5";
@@ -55,8 +55,8 @@ fn one_short_connection_is_one_record() {
     let steps =
         [(0, out(SYN)), (1, back(SYN | ACK)), (2, out(ACK)), (3, out(FIN | ACK)), (4, back(FIN | ACK)), (5, out(ACK))];
     assert!(run(&mut table, &steps).is_empty());
-    assert!(table.expire(at(900)).is_empty());
-    let records = table.expire(at(1200));
+    assert!(table.expire(at(900), 2000).is_empty());
+    let records = table.expire(at(1200), 2000);
     let [record] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!(record.direction, Direction::Outgoing);
     assert_eq!(record.initiator, Initiator::Seen);
@@ -103,7 +103,7 @@ fn a_ping_and_its_answer_are_one_flow() {
     let mut table = Table::new(MeterOptions::default());
     let ping = |src, dst, kind| Packet { icmp: Some((kind, 0)), ..packet(src, 77, dst, 0, proto::ICMP, 0) };
     run(&mut table, &[(0, ping(VM, PEER, 8)), (1, ping(PEER, VM, 0))]);
-    let records = table.expire(at(31_000));
+    let records = table.expire(at(31_000), 2000);
     assert_eq!(records.len(), 1);
     assert_eq!((records[0].orig.1, records[0].resp.1), (77, 8 << 8));
     assert_eq!((records[0].from_orig.0, records[0].from_resp.0), (1, 1));
@@ -116,7 +116,7 @@ fn a_flood_is_told_in_pieces() {
     for port in 0..5000 {
         run(&mut table, &[(0, packet(VM, port, PEER, 53, proto::UDP, 0))]);
     }
-    let told: Vec<usize> = (0..4).map(|n| table.expire(at(61_000 + n)).len()).collect();
+    let told: Vec<usize> = (0..4).map(|n| table.expire(at(61_000 + n), 2000).len()).collect();
     assert_eq!(told, [2000, 2000, 1000, 0]);
 }
 
@@ -142,7 +142,7 @@ proptest! {
             let packet = if *outward { packet(VM, *port, PEER, 443, proto::TCP, *flags) } else { packet(PEER, 443, VM, *port, proto::TCP, *flags) };
             records.extend(run(&mut table, &[(*millis, packet)]));
             if *expire {
-                records.extend(table.expire(at(*millis)));
+                records.extend(table.expire(at(*millis), 2000));
             }
             prop_assert!(table.len() <= 3);
         }

@@ -7,7 +7,7 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, TimestampNanosecondType, UInt8Type, UInt16Type, UInt64Type},
 };
-use vestigo_model::{Attribution, Flow, PostNat, Timestamp};
+use vestigo_model::{Attribution, Flow, FlowNotes, PostNat, Timestamp};
 
 use super::SegmentError;
 
@@ -182,6 +182,7 @@ impl<'a> Words<'a> {
             src_expected: self.src_expected.word(row, vestigo_model::Expected::from_word)?,
             community_id: self.community_id.text(row).to_owned(),
             post_nat: nat_ip.map(|ip| PostNat { ip, port: nat_port.value(row) }),
+            notes: FlowNotes::default(),
             attribution: Attribution {
                 quality: self.quality.word(row, vestigo_model::Quality::from_word)?,
                 payload: self.payload.maybe_parsed(row)?,

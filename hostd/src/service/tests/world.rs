@@ -148,6 +148,7 @@ impl Host {
         };
         let now = SystemClock.now();
         let mut record = Metered {
+            notes: vestigo_model::FlowNotes::default(),
             direction: Direction::Outgoing,
             orig: ("10.0.0.5".parse().unwrap(), port),
             resp: ("192.0.2.1".parse().unwrap(), 443),
