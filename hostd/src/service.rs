@@ -92,7 +92,9 @@ impl Service {
         let (links, link_events) = mpsc::channel(QUEUE);
         let (taps, tapped) = mpsc::channel(QUEUE);
         let mut book = LeaseBook::new();
-        recovered.payloads.into_iter().for_each(|payload| book.enter(payload));
+        for payload in recovered.payloads {
+            book.enter(payload);
+        }
         let unconfirmed = recovered.instances.into_iter().map(|instance| (instance.domain, instance)).collect();
         let (positions, tasks) = (recovered.links, TaskBook::restored(recovered.tasks));
         let service = Self { options, recorder, vms: HashMap::new(), unconfirmed, book, tasks, positions, links, taps };
@@ -301,7 +303,7 @@ impl Service {
 
     /// Ends every live payload of the VM: its kernel is gone, so they are.
     async fn payloads_lost(&mut self, domain: DomainUuid, time: Timestamp) {
-        let live: Vec<Payload> = self.book.of_domain(domain).filter(|payload| payload.end.is_none()).cloned().collect();
+        let live: Vec<Payload> = self.book.live_of(domain).cloned().collect();
         for mut payload in live {
             payload.end = Some(PayloadEnd { received: time, claimed: time, exit: Exit::Lost, silent: false });
             self.book.enter(payload.clone());

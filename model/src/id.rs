@@ -1,9 +1,10 @@
 //! Identifiers. Each is its own type, so that a payload's id can never stand where a pilot's is wanted.
 //!
 //! Text identifiers come from cloud managers, VOs and guests; they are bounded and free of control characters, so that
-//! they can be printed, put into a path after escaping and stored without further thought.
+//! they can be printed, put into a path after escaping and stored without further thought. Every flow record carries several:
+//! copies share their text.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -74,14 +75,14 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks and takes the text.
             pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
                 let text = text.into();
                 check($kind, &text, $max, $allowed)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             /// The text itself.
@@ -113,7 +114,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
     };
@@ -156,7 +157,7 @@ impl Label {
         let mut held: String = text.chars().filter(|c| printable(*c)).collect();
         let end = (0..=MAX.min(held.len())).rev().find(|end| held.is_char_boundary(*end)).unwrap_or(0);
         held.truncate(end);
-        Self(if held.is_empty() { "-".to_owned() } else { held })
+        Self(if held.is_empty() { "-".into() } else { held.into() })
     }
 }
 

@@ -40,7 +40,7 @@ pub use id::{
     BootId, DomainUuid, HostId, IdError, InstanceId, ItemId, Label, Mac, PayloadId, PayloadUid, PilotId, TapName, Vo,
 };
 pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
-pub use mark::Mark;
+pub use mark::{Mark, Trace};
 pub use payload::{
     Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
     Trust, User,

@@ -1,8 +1,8 @@
 //! Which leases mark a flow: the arithmetic of attribution. Time is the caller's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use crate::{Direction, Flow, Initiator, Lease, Payload};
+use crate::{Direction, Flow, Initiator, Lease, Payload, PortBlock};
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
@@ -21,41 +21,80 @@ pub enum Mark {
     Address,
 }
 
+/// What a lease has to hold to mark a flow: the flow's side of the arithmetic, by which an index finds leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    /// The VM's ports, each of which the block has to hold: one, or the range of a folded record. `None` where a block marks nothing.
+    pub ports: Option<PortBlock>,
+    /// The VM's address, where a lease can be one.
+    pub address: Option<Ipv6Addr>,
+    /// The VM began it, or speaks in a conversation that was met in the middle.
+    pub left_the_vm: bool,
+}
+
 impl Flow {
-    /// Whether the lease by itself marks this flow's packets.
+    /// What marks this flow.
     ///
     /// A port block marks what *leaves* the VM. A packet to one of its ports says nothing about a payload until the VM has
     /// answered from that port, and a connection that another machine began never belongs to a payload behind source NAT.
     #[must_use]
-    pub fn marked_by(&self, lease: &Lease) -> bool {
+    pub fn trace(&self) -> Trace {
         let (ip, port) = self.local();
-        match (lease, ip.to_canonical()) {
-            (Lease::Address(own), IpAddr::V6(ip)) => *own == ip,
-            (Lease::Ports(block), ip) if port != 0 && block.contains(port) => match (self.proto, self.direction) {
-                (TCP | UDP | SCTP, _) => self.left_the_vm(),
-                (ICMP, Direction::Outgoing) => ip.is_ipv4(),
-                (ICMPV6, Direction::Outgoing) => ip.is_ipv6(),
-                _ => false,
-            },
+        let ip = ip.to_canonical();
+        let left_the_vm = match self.direction {
+            Direction::Outgoing => true,
+            Direction::Incoming => self.initiator != Initiator::Seen && self.sent_by_vm() > 0,
+        };
+        let by_port = match (self.proto, self.direction) {
+            (TCP | UDP | SCTP, _) => left_the_vm,
+            (ICMP, Direction::Outgoing) => ip.is_ipv4(),
+            (ICMPV6, Direction::Outgoing) => ip.is_ipv6(),
             _ => false,
+        };
+        let last = self.notes.folded.map_or(port, |folded| folded.last_port.max(port));
+        Trace {
+            ports: (by_port && port != 0).then_some(PortBlock { first: port, last }),
+            address: if let IpAddr::V6(ip) = ip { Some(ip) } else { None },
+            left_the_vm,
         }
     }
 
-    /// Whether the VM began it, or speaks in a conversation that was met in the middle.
-    fn left_the_vm(&self) -> bool {
-        match self.direction {
-            Direction::Outgoing => true,
-            Direction::Incoming => self.initiator != Initiator::Seen && self.sent_by_vm() > 0,
-        }
+    /// Whether the lease by itself marks this flow's packets. Of a folded record, a block has to hold every port.
+    #[must_use]
+    pub fn marked_by(&self, lease: &Lease) -> bool {
+        self.trace().marked_by(lease)
     }
 
     /// Those of the VM's payloads (and own parts) whose leases mark this flow most closely, at whatever time they held
     /// them. A payload's own IPv6 address says more than any port block: ports are the VM's, and there are no blocks on it.
     pub fn marked<'a>(&self, payloads: impl IntoIterator<Item = &'a Payload>) -> Vec<&'a Payload> {
+        let trace = self.trace();
         let marked: Vec<(Mark, &Payload)> =
-            payloads.into_iter().filter_map(|payload| Some((payload.mark(self)?, payload))).collect();
+            payloads.into_iter().filter_map(|payload| Some((trace.mark(payload)?, payload))).collect();
         let closest = marked.iter().map(|(mark, _)| *mark).max();
         marked.into_iter().filter(|(mark, _)| Some(*mark) == closest).map(|(_, payload)| payload).collect()
+    }
+}
+
+impl Trace {
+    fn marked_by(&self, lease: &Lease) -> bool {
+        match lease {
+            Lease::Address(own) => self.address == Some(*own),
+            Lease::Ports(block) => self.ports.is_some_and(|of| block.contains(of.first) && block.contains(of.last)),
+        }
+    }
+
+    /// How closely the payload's leases mark the flow, if they do.
+    fn mark(&self, payload: &Payload) -> Option<Mark> {
+        let own = !payload.claim.holder.is_payload();
+        let of_lease = |lease: &Lease| match lease {
+            _ if !self.marked_by(lease) => None,
+            Lease::Ports(_) => Some(Mark::Ports),
+            Lease::Address(_) if !own => Some(Mark::Address),
+            // Others may call on the VM's own address; what they began is not the VM's traffic.
+            Lease::Address(_) => self.left_the_vm.then_some(Mark::OwnAddress),
+        };
+        payload.claim.leases.iter().filter_map(of_lease).max()
     }
 }
 
@@ -63,15 +102,7 @@ impl Payload {
     /// How closely its leases mark the flow, if they do.
     #[must_use]
     pub fn mark(&self, flow: &Flow) -> Option<Mark> {
-        let own = !self.claim.holder.is_payload();
-        let of_lease = |lease: &Lease| match lease {
-            _ if !flow.marked_by(lease) => None,
-            Lease::Ports(_) => Some(Mark::Ports),
-            Lease::Address(_) if !own => Some(Mark::Address),
-            // Others may call on the VM's own address; what they began is not the VM's traffic.
-            Lease::Address(_) => flow.left_the_vm().then_some(Mark::OwnAddress),
-        };
-        self.claim.leases.iter().filter_map(of_lease).max()
+        flow.trace().mark(self)
     }
 }
 
@@ -152,6 +183,19 @@ mod tests {
         assert!(!marked(Outgoing, Seen, ICMPV6, "10.0.0.5:20480", 0), "nor this");
         assert!(!marked(Incoming, Seen, ICMPV6, "[2001:db8::1]:20480", 1), "somebody else's ping");
         assert!(marked(Outgoing, Seen, TCP, "[::ffff:10.0.0.5]:20480", 0), "IPv4 in another dress");
+    }
+
+    #[test]
+    fn a_folded_record_is_marked_by_a_block_that_holds_all_of_it() {
+        let lease = Lease::Ports(PortBlock { first: 20_480, last: 21_503 });
+        let folded = |first: u16, last_port| {
+            let mut flow = flow(Direction::Outgoing, Initiator::Seen, TCP, &format!("10.0.0.5:{first}"), 0);
+            flow.notes.folded = Some(Folded { flows: 9, last_port });
+            flow.marked_by(&lease)
+        };
+        assert!(folded(20_480, 21_503) && folded(21_000, 21_000));
+        assert!(!folded(20_479, 20_490) && !folded(21_503, 21_504), "a part of it is somebody else's");
+        assert!(!folded(20_000, 22_000));
     }
 
     #[test]

@@ -299,17 +299,32 @@ impl PayloadClaim {
         if self.holder.is_payload() { self.check_ground() } else { self.check_own() }
     }
 
-    fn check_leases(&self) -> Result<(), &'static str> {
-        let blocks = self.leases.iter().filter_map(|lease| match lease {
+    fn blocks(&self) -> impl Iterator<Item = PortBlock> + Clone {
+        self.leases.iter().filter_map(|lease| match lease {
             Lease::Ports(block) => Some(*block),
             Lease::Address(_) => None,
-        });
+        })
+    }
+
+    /// Whether no two port blocks of the claim overlap.
+    #[must_use]
+    pub fn leases_are_apart(&self) -> bool {
+        let mut blocks: Vec<PortBlock> = self.blocks().collect();
+        blocks.sort_unstable();
+        let next = blocks.iter().skip(1);
+        blocks.iter().zip(next).all(|(block, next)| block.last < next.first)
+    }
+
+    fn check_leases(&self) -> Result<(), &'static str> {
+        let blocks = self.blocks();
         let ports: u32 =
             blocks.clone().map(|block| u32::from(block.last).saturating_sub(u32::from(block.first)) + 1).sum();
         if self.leases.len() > MAX_LEASES {
             Err("more than 8 leases")
         } else if blocks.clone().any(|block| block.first > block.last) {
             Err("a port block that ends before it begins")
+        } else if !self.leases_are_apart() {
+            Err("port blocks that overlap each other")
         } else if blocks.clone().any(|block| block.first == 0) {
             Err("a port block with port 0, which nobody can hold")
         } else if self.holder.is_payload() && ports > MAX_PORTS {

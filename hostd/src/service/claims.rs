@@ -5,7 +5,7 @@ use std::time::Instant;
 use vestigo_ledger::TaskUse;
 
 use super::*;
-use crate::{attribute::MAX_LIVE, guestlink::Verdict, vm::Limits};
+use crate::{guestlink::Verdict, vm::Limits};
 use vestigo_model::{Label, PayloadClaim, PayloadUid, link::Claim};
 
 impl Service {
@@ -92,10 +92,8 @@ impl Service {
             claim.task.as_ref().and_then(|task| self.tasks.refusal(domain, claim.uid, task, now))
         {
             reason
-        } else if self.book.live(domain) >= MAX_LIVE {
-            format!("{MAX_LIVE} payloads of this VM are running already")
         } else {
-            return None;
+            self.book.full(domain, claim)?
         };
         Some(Label::cut(&reason))
     }
