@@ -1,16 +1,13 @@
 //! Ports of later fragments: learnt from the first, for as long as its datagram is likely to be under way.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    net::IpAddr,
-};
+use std::collections::{HashMap, VecDeque};
 
 use crate::decode::{Fragment, Packet};
 
 /// Datagrams remembered at once; the oldest go first.
 const MAX_DATAGRAMS: usize = 1024;
 
-type Key = (IpAddr, IpAddr, u8, u32);
+type Key = (u128, u128, u8, u32);
 type Ports = (u16, u16, Option<(u8, u8)>);
 
 /// The datagrams of one tap whose first fragment was seen.
@@ -24,8 +21,8 @@ pub struct Fragments {
 impl Fragments {
     /// Gives a later fragment the ports of its datagram. One whose first fragment was not seen stays without, and is counted.
     pub fn resolve(&mut self, packet: &mut Packet) {
-        let Some(Fragment { id, first }) = packet.fragment else { return };
-        let key = (packet.src, packet.dst, packet.proto, id);
+        let Some(Fragment { id, header, first }) = packet.fragment else { return };
+        let key = (packet.src, packet.dst, header, id);
         if first {
             self.learn(key, (packet.src_port, packet.dst_port, packet.icmp));
         } else if let Some((src_port, dst_port, icmp)) = self.ports.get(&key) {
@@ -58,22 +55,13 @@ impl Fragments {
 mod tests {
     use super::*;
     use crate::decode::proto;
-    use vestigo_model::Mac;
 
     fn fragment(id: u32, first: bool) -> Packet {
-        Packet {
-            ether: (Mac([0; 6]), Mac([1; 6])),
-            vlan: None,
-            src: "10.0.0.5".parse().unwrap(),
-            dst: "192.0.2.7".parse().unwrap(),
-            proto: proto::UDP,
-            src_port: if first { 21_000 } else { 0 },
-            dst_port: if first { 53 } else { 0 },
-            tcp_flags: 0,
-            icmp: None,
-            ip_bytes: 1500,
-            fragment: Some(Fragment { id, first }),
+        let mut packet = crate::meter::tests::packet("10.0.0.5", 21_000, "192.0.2.7", 53, proto::UDP, 0);
+        if !first {
+            (packet.src_port, packet.dst_port) = (0, 0);
         }
+        Packet { ip_bytes: 1500, fragment: Some(Fragment { id, header: proto::UDP, first }), ..packet }
     }
 
     #[test]

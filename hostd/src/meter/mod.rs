@@ -12,17 +12,21 @@
 
 mod fragments;
 mod table;
+mod witness;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use vestigo_model::{Mac, Timestamp};
 
-use crate::decode::{self, Heading, Packet, Undecodable};
+use crate::decode::{self, Heading, Undecodable};
 
 use fragments::Fragments;
 use table::Table;
 
-pub use table::Metered;
+pub use self::{
+    table::Metered,
+    witness::{Control, Witness},
+};
 
 /// One frame, wherever it comes from.
 #[derive(Debug, Clone, Copy)]
@@ -67,9 +71,10 @@ impl Counts {
     }
 }
 
-/// Frames in, records out: decode, fragments and table of one tap. Pure.
+/// Frames in, records out: decode, fragments and table of one tap; `W` sees the frames by which machines say who they are. Pure.
 #[derive(Debug)]
-pub struct Meter {
+pub struct Meter<W = ()> {
+    witness: W,
     table: Table,
     fragments: Fragments,
     mac: Option<Mac>,
@@ -82,7 +87,16 @@ impl Meter {
     /// An empty one. `mac` is the VM's hardware address, where there is one VM.
     #[must_use]
     pub fn new(options: MeterOptions, mac: Option<Mac>) -> Self {
+        Self::with_witness(options, mac, ())
+    }
+}
+
+impl<W: Witness> Meter<W> {
+    /// As [`Meter::new`], with somebody who looks at frames of control protocols.
+    #[must_use]
+    pub fn with_witness(options: MeterOptions, mac: Option<Mac>, witness: W) -> Self {
         Self {
+            witness,
             table: Table::new(options),
             fragments: Fragments::default(),
             mac,
@@ -91,24 +105,35 @@ impl Meter {
         }
     }
 
+    /// Who looks at frames of control protocols.
+    pub fn witness(&mut self) -> &mut W {
+        &mut self.witness
+    }
+
     /// Takes a frame.
     pub fn frame(&mut self, frame: &Frame<'_>) {
         self.counts.frames += 1;
-        let mut packet = match decode::decode(frame.bytes) {
-            Ok(packet) => packet,
-            Err(reason) => {
-                *self.counts.undecodable.entry(reason).or_default() += 1;
-                return;
-            }
-        };
-        self.fragments.resolve(&mut packet);
-        if self.is_foreign(&packet, frame.heading) {
+        if self.is_foreign(frame) {
             self.counts.foreign += 1;
             if frame.heading == Heading::ToVm {
                 // Flooded: it reaches the tap, but is neither from the VM nor for it.
                 return;
             }
         }
+        let mut packet = match decode::ethernet(frame.bytes, frame.wire_len.max(frame.bytes.len()), frame.vlan) {
+            Ok(packet) => packet,
+            Err(reason) => {
+                if reason == Undecodable::Arp {
+                    self.witness.control(frame, Control::Arp);
+                }
+                *self.counts.undecodable.entry(reason).or_default() += 1;
+                return;
+            }
+        };
+        if let Some(control) = Control::of(&packet) {
+            self.witness.control(frame, control);
+        }
+        self.fragments.resolve(&mut packet);
         self.ready.extend(self.table.packet(&packet, frame.heading, frame.time));
     }
 
@@ -145,15 +170,20 @@ impl Meter {
 
     /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
     /// floods. Counted; the direction is the kernel's word and not in doubt.
-    fn is_foreign(&self, packet: &Packet, heading: Heading) -> bool {
-        let Some(mac) = self.mac else { return false };
-        let (src, dst) = packet.ether;
-        let to_many = dst.0.first().is_some_and(|byte| byte & 1 == 1);
-        match heading {
-            Heading::FromVm => src != mac,
-            Heading::ToVm => dst != mac && !to_many,
+    fn is_foreign(&self, frame: &Frame<'_>) -> bool {
+        let Some((mac, (dst, src))) = self.mac.zip(addresses(frame.bytes)) else { return false };
+        let [first, ..] = *dst;
+        match frame.heading {
+            Heading::FromVm => *src != mac.0,
+            Heading::ToVm => *dst != mac.0 && first & 1 == 0,
         }
     }
+}
+
+/// Destination and source.
+fn addresses(frame: &[u8]) -> Option<(&[u8; 6], &[u8; 6])> {
+    let (dst, rest) = frame.split_first_chunk()?;
+    Some((dst, rest.first_chunk()?))
 }
 
 /// Timeouts and bounds.

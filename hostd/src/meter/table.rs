@@ -174,7 +174,7 @@ fn key_of(packet: &Packet) -> (Key, (IpAddr, u16)) {
         Some(_) => (packet.src_port, packet.src_port),
         None => (packet.src_port, packet.dst_port),
     };
-    let (src, dst) = ((packet.src, src_port), (packet.dst, dst_port));
+    let (src, dst) = ((packet.src_ip(), src_port), (packet.dst_ip(), dst_port));
     let (low, high) = if src <= dst { (src, dst) } else { (dst, src) };
     (Key { low, high, proto: packet.proto, vlan: packet.vlan }, src)
 }
@@ -285,7 +285,7 @@ impl Entry {
 /// responder's says type and code (`type << 8 | code`) of what the originator sent.
 fn ends(packet: &Packet, by_source: bool) -> ((IpAddr, u16), (IpAddr, u16)) {
     let Some((kind, code)) = packet.icmp else {
-        return ((packet.src, packet.src_port), (packet.dst, packet.dst_port));
+        return ((packet.src_ip(), packet.src_port), (packet.dst_ip(), packet.dst_port));
     };
     let asked = match kind {
         0 if !by_source => 8,
@@ -294,9 +294,9 @@ fn ends(packet: &Packet, by_source: bool) -> ((IpAddr, u16), (IpAddr, u16)) {
     };
     let what = u16::from_be_bytes([asked, code]);
     if by_source {
-        ((packet.src, packet.src_port), (packet.dst, what))
+        ((packet.src_ip(), packet.src_port), (packet.dst_ip(), what))
     } else {
-        ((packet.src, what), (packet.dst, packet.src_port))
+        ((packet.src_ip(), what), (packet.dst_ip(), packet.src_port))
     }
 }
 

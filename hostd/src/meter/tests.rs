@@ -2,7 +2,7 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
-use vestigo_model::{Direction, EndReason, Initiator, Mac, Timestamp};
+use vestigo_model::{Direction, EndReason, Initiator, Timestamp};
 
 use super::{table::Table, *};
 use crate::decode::{Heading, Packet, proto, tcp_flag::*};
@@ -14,12 +14,19 @@ fn at(millis: i64) -> Timestamp {
     Timestamp::from_nanos(1_700_000_000_000_000_000 + millis * 1_000_000)
 }
 
-fn packet(src: &str, src_port: u16, dst: &str, dst_port: u16, proto: u8, flags: u8) -> Packet {
+pub fn packet(src: &str, src_port: u16, dst: &str, dst_port: u16, proto: u8, flags: u8) -> Packet {
+    let (src, dst): (IpAddr, IpAddr) = (src.parse().unwrap(), dst.parse().unwrap());
+    let bits = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(ip) => ip.to_bits(),
+    };
     Packet {
-        ether: (Mac([0; 6]), Mac([1; 6])),
+        src: bits(src),
+        dst: bits(dst),
+        v6: src.is_ipv6(),
         vlan: None,
-        src: src.parse().unwrap(),
-        dst: dst.parse().unwrap(),
+        inner_vlan: None,
+        tunnel: None,
         proto,
         src_port,
         dst_port,
@@ -27,6 +34,11 @@ fn packet(src: &str, src_port: u16, dst: &str, dst_port: u16, proto: u8, flags: 
         icmp: None,
         ip_bytes: 40,
         fragment: None,
+        headless: false,
+        flow_label: 0,
+        transport: 0,
+        payload: 0,
+        end: 0,
     }
 }
 
@@ -43,7 +55,7 @@ fn run(table: &mut Table, steps: &[(i64, Packet)]) -> Vec<Metered> {
     steps
         .iter()
         .flat_map(|(millis, packet)| {
-            let heading = if packet.src == vm { Heading::FromVm } else { Heading::ToVm };
+            let heading = if packet.src_ip() == vm { Heading::FromVm } else { Heading::ToVm };
             table.packet(packet, heading, at(*millis))
         })
         .collect()
