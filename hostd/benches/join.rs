@@ -8,6 +8,7 @@ use hostd::{
     capture::{Observed, Tapped},
     join::join,
     meter::Metered,
+    witness::TapWitness,
 };
 use uuid::Uuid;
 use vestigo_model::*;
@@ -27,6 +28,7 @@ fn main() {
             name: TapName::new("vnet0").unwrap(),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             expected: vec!["10.0.0.5".parse().unwrap()],
+            learnt: Vec::new(),
             not_capturable: None,
         },
     };

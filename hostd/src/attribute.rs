@@ -10,8 +10,8 @@ mod weight;
 use std::{collections::HashMap, time::Duration};
 
 use vestigo_model::{
-    Attribution, BEGAN_BEFORE, DomainUuid, Flow, Holder, Initiator, Lease, LEASE_REST, Payload, PayloadClaim, PayloadUid,
-    PortBlock, Quality, Timestamp,
+    Attribution, BEGAN_BEFORE, DomainUuid, Flow, Holder, Initiator, LEASE_REST, Lease, Payload, PayloadClaim,
+    PayloadUid, PortBlock, Quality, Timestamp,
 };
 
 use crate::{decode::proto, unleased};

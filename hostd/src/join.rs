@@ -1,13 +1,11 @@
 //! From a tap's record and the lease book to the flow that the ledger keeps. Pure.
 
-use std::net::IpAddr;
-
 use community_id::calculate_community_id;
-use vestigo_model::{Attribution, Expected, Flow, Quality, Tap};
+use vestigo_model::{Attribution, Basis, Expected, Flow, Quality};
 
 use crate::{
     attribute::{AgentState, LeaseBook},
-    capture::Tapped,
+    capture::{Observed, Tapped},
     decode::proto,
     meter::Metered,
 };
@@ -45,26 +43,19 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         notes: record.notes,
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
     };
-    flow.src_expected = src_expected(&flow, &observed.tap);
+    flow.src_expected = source(&flow, observed).0;
     flow.attribution = book.attribute(&flow, record.began, agent);
     flow
 }
 
-/// Whether the VM *sent* from an address it was given. What was only sent to it says nothing, nor does an address that
-/// every interface may use (link-local, unspecified).
-fn src_expected(flow: &Flow, tap: &Tap) -> Expected {
-    let ip = flow.local().0;
-    let anybodys = match ip {
-        IpAddr::V4(ip) => ip.is_unspecified() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unspecified() || ip.is_unicast_link_local(),
-    };
-    if flow.sent_by_vm() == 0 || tap.expected.is_empty() || anybodys {
-        Expected::Unknown
-    } else if tap.expected.contains(&ip) {
-        Expected::Yes
-    } else {
-        Expected::No
+/// Whether the VM *sent* from an address it was given, and by whose word. What was only sent to it says nothing.
+#[must_use]
+pub fn source(flow: &Flow, observed: &Observed) -> (Expected, Option<Basis>) {
+    // What a tunnel carries has addresses of another network, which nobody gave to this VM.
+    if flow.sent_by_vm() == 0 || flow.notes.tunnel.is_some() {
+        return (Expected::Unknown, None);
     }
+    observed.witness.memory().expected(&observed.tap.expected, flow.local().0, flow.last)
 }
 
 /// Community ID v1 with seed 0. For ICMP its "ports" are type and code of what the originator sent.
@@ -85,10 +76,12 @@ fn community_id(record: &Metered) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use vestigo_model::{Direction, DomainUuid, EndReason, HostId, Initiator, InstanceId, Mac, TapName, Timestamp};
+    use vestigo_model::{
+        Direction, DomainUuid, EndReason, HostId, Initiator, InstanceId, Learnt, Mac, Tap, TapName, Timestamp, Tunnel,
+    };
 
     use super::*;
-    use crate::capture::Observed;
+    use crate::witness::TapWitness;
 
     fn record(orig: (&str, u16), resp: (&str, u16), proto: u8, sent: u64) -> Metered {
         let time = Timestamp::from_nanos(1);
@@ -126,6 +119,7 @@ mod tests {
             name: TapName::new("vnet0").unwrap(),
             mac: Mac([0; 6]),
             expected: expected.iter().map(|ip| ip.parse().unwrap()).collect(),
+            learnt: Vec::new(),
             not_capturable: None,
         };
         let from = |ip, sent| record((ip, 1), ("192.0.2.1", 2), 6, sent);
@@ -135,6 +129,7 @@ mod tests {
                 domain: DomainUuid(uuid::Uuid::nil()),
                 instance: InstanceId::new("i").unwrap(),
                 vo: None,
+                witness: TapWitness::new(tap.mac, tap.learnt.clone()),
                 tap: tap.clone(),
             };
             let tapped = Tapped { observed: observed.into(), record: record.clone() };
@@ -145,5 +140,13 @@ mod tests {
         assert_eq!(src_expected(&from("10.0.0.6", 0), &tap(&["10.0.0.5"])), Expected::Unknown);
         assert_eq!(src_expected(&from("10.0.0.6", 1), &tap(&[])), Expected::Unknown);
         assert_eq!(src_expected(&from("169.254.3.4", 1), &tap(&["10.0.0.5"])), Expected::Unknown);
+        let given =
+            Learnt { ip: "10.0.0.5".parse().unwrap(), by: Basis::Dhcp, since: Timestamp::from_nanos(0), until: None };
+        let by_dhcp = Tap { learnt: vec![given], ..tap(&[]) };
+        assert_eq!(src_expected(&from("10.0.0.5", 1), &by_dhcp), Expected::Yes);
+        assert_eq!(src_expected(&from("10.0.0.6", 1), &by_dhcp), Expected::No);
+        let mut inner = from("192.168.7.1", 1);
+        inner.notes.tunnel = Some(Tunnel::Vxlan(7));
+        assert_eq!(src_expected(&inner, &by_dhcp), Expected::Unknown, "another network's address");
     }
 }

@@ -24,3 +24,4 @@ pub mod service;
 pub mod tasks;
 pub mod unleased;
 pub mod vm;
+pub mod witness;

@@ -12,6 +12,7 @@ use crate::{
     meter::MeterOptions,
     quota::{Pace, Quota},
     recorder::chain,
+    witness::TapWitness,
 };
 
 /// What one VM can make hostd write beside its payloads: rates that no honest agent comes near.
@@ -101,6 +102,7 @@ impl Vm {
                 instance: instance.id.clone(),
                 vo: instance.vo.clone(),
                 tap: tap.clone(),
+                witness: TapWitness::new(tap.mac, tap.learnt.clone()),
             };
             match open(observed, options, queue) {
                 Ok(capture) => {

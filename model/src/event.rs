@@ -12,6 +12,8 @@ use crate::{DomainUuid, HostId, Timestamp};
 pub enum EventKind {
     /// Two witnesses disagree: a VO claimed that is not the tenant's, a lease that another payload holds.
     Contradiction,
+    /// A VM sent from addresses that it was not given; the detail says how many flow records, and the last of them.
+    Spoofing,
     /// An agent introduced itself.
     AgentHello,
     /// A guest sent bytes that are no frame, a frame out of order, or a record again with other content.
@@ -50,6 +52,7 @@ impl EventKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Contradiction => "contradiction",
+            Self::Spoofing => "spoofing",
             Self::AgentHello => "agent-hello",
             Self::LinkFault => "link-fault",
             Self::HostStarted => "host-started",

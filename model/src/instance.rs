@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, DomainUuid, HostId, InstanceId, Label, Mac, TapName, Timestamp, Vo};
+use crate::{Digest, DomainUuid, HostId, InstanceId, Label, Learnt, Mac, TapName, Timestamp, Vo};
 
 /// Who made the domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +53,9 @@ pub struct Tap {
     /// Addresses that the cloud expects the VM to use; empty when nothing is known.
     #[serde(default)]
     pub expected: Vec<IpAddr>,
+    /// Addresses that were seen given or announced on it while the VM ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learnt: Vec<Learnt>,
     /// Why its frames cannot be seen from the host (passthrough, vhost-user …); `None` when they can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_capturable: Option<String>,

@@ -21,7 +21,9 @@ mod instance;
 pub mod link;
 mod mark;
 mod payload;
+pub mod scitags;
 pub mod settings;
+mod source;
 mod time;
 
 pub use access::{Access, Caller, MAX_TASK_LIFE, MAX_TASK_RUNS, TaskMark, TokenMark};
@@ -45,4 +47,5 @@ pub use payload::{
     Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
     Trust, User,
 };
+pub use source::{Basis, Learnt, expected};
 pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

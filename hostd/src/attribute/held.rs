@@ -5,9 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use vestigo_model::{
-    Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadUid, PortBlock, Timestamp, Trace,
-};
+use vestigo_model::{Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadUid, PortBlock, Timestamp, Trace};
 
 use super::{MAX_LIVE, REST_TOLERANCE, ports::PortIndex, weight::weight};
 
@@ -277,8 +275,7 @@ impl Held {
         let by_address = by_address.filter(|other| !own || other.holder.is_payload());
         let by_port = blocks(payload).into_iter().flat_map(|block| self.ports.touching(block));
         let held = |other: &Stamp| {
-            other.ended.is_none()
-                || (other.held_at(now + REST_TOLERANCE) && !self.was_emptied(other.ended, Some(now)))
+            other.ended.is_none() || (other.held_at(now + REST_TOLERANCE) && !self.was_emptied(other.ended, Some(now)))
         };
         let others = by_address.chain(by_port).filter(|other| Some(other.serial) != itself && held(other));
         let first = others.map(|other| other.serial).min()?;

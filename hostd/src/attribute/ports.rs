@@ -50,7 +50,9 @@ impl<T: Copy> PortIndex<T> {
 
     /// Every block that holds the whole range.
     pub fn covering(&self, range: PortBlock) -> impl Iterator<Item = &T> {
-        self.at_or_above(leaf(range.first), 0).filter(move |(block, _)| block.last >= range.last).map(|(_, value)| value)
+        self.at_or_above(leaf(range.first), 0)
+            .filter(move |(block, _)| block.last >= range.last)
+            .map(|(_, value)| value)
     }
 
     /// Every block that holds a port of the range; one may come several times.
@@ -71,7 +73,9 @@ impl<T: Copy> PortIndex<T> {
     }
 
     fn below(&self, node: u32, height: u32) -> impl Iterator<Item = &(PortBlock, T)> {
-        (1..=height).flat_map(move |down| self.nodes.range(node << down..(node + 1) << down)).flat_map(|(_, entries)| entries)
+        (1..=height)
+            .flat_map(move |down| self.nodes.range(node << down..(node + 1) << down))
+            .flat_map(|(_, entries)| entries)
     }
 }
 

@@ -120,7 +120,8 @@ fn a_payload() -> impl Strategy<Value = Payload> {
 }
 
 fn a_flow() -> impl Strategy<Value = (Flow, Timestamp)> {
-    let kind = (prop_oneof![Just(6u8), Just(17), Just(1), Just(58), Just(47)], any::<bool>(), 0..4u128, 0..3u8, 0..2u64);
+    let kind =
+        (prop_oneof![Just(6u8), Just(17), Just(1), Just(58), Just(47)], any::<bool>(), 0..4u128, 0..3u8, 0..2u64);
     let folded = prop::option::weighted(0.2, 0..1100u16);
     let time = (0..2000i64, 0..400i64);
     (kind, 19_900..25_900u16, folded, time).prop_map(|((proto, outgoing, host, who, answered), port, folded, time)| {

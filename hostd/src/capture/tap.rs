@@ -11,7 +11,10 @@ use tokio::sync::mpsc::Sender;
 use vestigo_model::{Clock, DomainUuid, HostId, InstanceId, SystemClock, Tap, Timestamp, Vo};
 
 use super::{CaptureError, FrameSource};
-use crate::meter::{Counts, Meter, MeterOptions, Metered};
+use crate::{
+    meter::{Counts, Meter, MeterOptions, Metered},
+    witness::TapWitness,
+};
 
 /// How often the table is asked for what is due.
 const EXPIRY_PACE: Duration = Duration::from_millis(250);
@@ -19,7 +22,7 @@ const EXPIRY_PACE: Duration = Duration::from_millis(250);
 const MAX_RECORDS: usize = 2000;
 
 /// Whose tap it is: what every record from it carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Observed {
     /// The hypervisor.
     pub host: HostId,
@@ -31,6 +34,8 @@ pub struct Observed {
     pub vo: Option<Vo>,
     /// The tap.
     pub tap: Tap,
+    /// What is learnt on it.
+    pub witness: TapWitness,
 }
 
 /// A record with the tap it comes from.
@@ -76,7 +81,7 @@ impl TapCapture {
         let (stop, report) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Report::default())));
         let tap = observed.tap.name.clone();
         let watcher = Watcher {
-            meter: Meter::new(options, Some(observed.tap.mac)),
+            meter: Meter::with_witness(options, Some(observed.tap.mac), observed.witness.clone()),
             observed: Arc::new(observed),
             queue,
             report: Report::default(),
@@ -117,7 +122,7 @@ impl TapCapture {
 
 struct Watcher {
     observed: Arc<Observed>,
-    meter: Meter,
+    meter: Meter<TapWitness>,
     queue: Sender<Tapped>,
     report: Report,
     shared: Arc<Mutex<Report>>,

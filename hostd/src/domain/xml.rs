@@ -133,7 +133,7 @@ fn tap(position: usize, interface: &Element, metadata: &Metadata, sole: bool) ->
     expected.extend(port_addresses(&name, interface, metadata, sole));
     expected.sort();
     expected.dedup();
-    Some(Tap { name, mac: mac.unwrap_or(Mac([0; 6])), expected, not_capturable })
+    Some(Tap { name, mac: mac.unwrap_or(Mac([0; 6])), expected, learnt: Vec::new(), not_capturable })
 }
 
 fn why_not_capturable(kind: &str, interface: &Element) -> Option<String> {

@@ -11,7 +11,7 @@ pub enum Control {
     Arp,
     /// ICMPv6 133 to 137: router and neighbour discovery (RFC 4861).
     Neighbour(Packet),
-    /// UDP to or from port 67 or 68.
+    /// UDP to or from port 67 or 68, or 546 or 547 (IPv6).
     Dhcp(Packet),
     /// UDP to port 10514.
     Firefly(Packet),
@@ -30,7 +30,7 @@ impl Control {
 }
 
 const fn is_dhcp(port: u16) -> bool {
-    matches!(port, 67 | 68)
+    matches!(port, 67 | 68 | 546 | 547)
 }
 
 /// Looks at the frames of control protocols as they pass. What it makes of them is its own affair; the meter asks for nothing back.

@@ -144,7 +144,14 @@ impl Host {
             domain: vm(n),
             instance: InstanceId::new(format!("i-{n}")).unwrap(),
             vo: None,
-            tap: Tap { name: TapName::new("vnet0").unwrap(), mac: Mac([0; 6]), expected: vec![], not_capturable: None },
+            tap: Tap {
+                name: TapName::new("vnet0").unwrap(),
+                mac: Mac([0; 6]),
+                expected: vec![],
+                learnt: Vec::new(),
+                not_capturable: None,
+            },
+            witness: crate::witness::TapWitness::new(Mac([0; 6]), Vec::new()),
         };
         let now = SystemClock.now();
         let mut record = Metered {
