@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::DEFAULT_PATH;
+use crate::{
+    config::{DEFAULT_PATH, DEFAULT_STATUS},
+    top::Sort,
+};
 
 /// Sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 ///
@@ -28,6 +31,30 @@ pub enum Command {
         /// Only read the configuration, the table of VOs and the bans, and say what is wrong with them.
         #[arg(long)]
         check_config: bool,
+    },
+    /// Show the VMs of this hypervisor as they are now: rates, flows, losses, attribution. `q` quits, `s` sorts.
+    Top {
+        /// Socket on which hostd answers (`status.socket` in its configuration).
+        #[arg(long, default_value = DEFAULT_STATUS)]
+        socket: PathBuf,
+        /// Order of the VMs.
+        #[arg(long, value_enum, default_value_t)]
+        sort: Sort,
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        interval: u64,
+        /// Show the table once, as plain text.
+        #[arg(long)]
+        once: bool,
+        /// Print the document itself (docs/formats/status.md).
+        #[arg(long, conflicts_with = "once")]
+        json: bool,
+    },
+    /// Print every counter as OpenMetrics text.
+    Metrics {
+        /// Socket on which hostd answers (`status.socket` in its configuration).
+        #[arg(long, default_value = DEFAULT_STATUS)]
+        socket: PathBuf,
     },
     /// Write the manual pages into a folder
     #[command(hide = true)]

@@ -16,6 +16,9 @@ use crate::meter::MeterOptions;
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/vestigo/hostd.toml";
 
+/// Where hostd shows its numbers.
+pub const DEFAULT_STATUS: &str = "/run/vestigo/hostd/status.sock";
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -80,6 +83,12 @@ pub struct Config {
     /// Disk pins.
     #[serde(default)]
     pub pins: Pins,
+    /// Numbers for `hostd top` and `hostd metrics`.
+    #[serde(default)]
+    pub status: StatusSocket,
+    /// Numbers for node_exporter's textfile collector.
+    #[serde(default)]
+    pub metrics: Metrics,
 }
 
 /// `[libvirt]`
@@ -184,6 +193,38 @@ impl Default for Pins {
     }
 }
 
+/// `[status]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatusSocket {
+    /// Where hostd answers.
+    pub socket: PathBuf,
+    /// The group that may ask beside root. Without it root alone.
+    pub group: Option<String>,
+}
+
+impl Default for StatusSocket {
+    fn default() -> Self {
+        Self { socket: DEFAULT_STATUS.into(), group: None }
+    }
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// The file, in the collector's folder and named `*.prom`. Without it none is written.
+    pub file: Option<PathBuf>,
+    /// Seconds between two writes.
+    pub interval: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { file: None, interval: 30 }
+    }
+}
+
 fn default_ledger() -> PathBuf {
     "/var/lib/vestigo/ledger".into()
 }
@@ -230,6 +271,7 @@ impl Config {
             ("record.seal_bytes", self.record.seal_bytes),
             ("record.coverage", self.record.coverage),
             ("record.agent_silent", self.record.agent_silent),
+            ("metrics.interval", self.metrics.interval),
         ];
         let value = |key, message: &str| ConfigError::Value { path: path.to_owned(), key, message: message.into() };
         if let Some((key, _)) = positive.into_iter().find(|(_, number)| *number == 0) {
@@ -239,6 +281,8 @@ impl Config {
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
         let relative = relative.chain(self.bans.iter().map(|file| ("bans", file)));
+        let relative = relative.chain([("status.socket", &self.status.socket)]);
+        let relative = relative.chain(self.metrics.file.iter().map(|file| ("metrics.file", file)));
         let mut relative = relative;
         if let Some((key, folder)) = relative.find(|(_, folder)| !folder.is_absolute()) {
             return Err(value(key, &format!("is {}, a relative path; give an absolute one", folder.display())));

@@ -24,6 +24,7 @@ use crate::{
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
     service::{Service, ServiceOptions},
+    status::{self, StatusError},
     vm::lost,
 };
 
@@ -85,6 +86,9 @@ pub enum DaemonError {
     /// libvirt.
     #[error("{0}; check that libvirtd runs and that `libvirt.uri` names it")]
     Libvirt(#[from] DomainError),
+    /// The status socket.
+    #[error(transparent)]
+    Status(#[from] StatusError),
     /// Threads, signals.
     #[error("the system refuses a thread or a signal handler")]
     System(#[from] io::Error),
@@ -141,8 +145,9 @@ pub fn run(path: &Path) -> Result<(), DaemonError> {
 }
 
 async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<(), DaemonError> {
-    for folder in [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders) {
-        fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.clone(), source })?;
+    let own = [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders);
+    for folder in own.map(PathBuf::as_path).chain(config.status.socket.parent()) {
+        fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.to_owned(), source })?;
     }
     let options = WriterOptions {
         host: config.host.clone(),
@@ -160,9 +165,10 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     let (events, machine_events) = mpsc::channel(QUEUE);
     let (new_vos, vos) = watch::channel(vos);
     let (new_bans, bans) = watch::channel(bans);
+    let (asks, asked) = mpsc::channel(QUEUE);
     let options = MachineOptions {
         host: config.host.clone(),
-        vos,
+        vos: vos.clone(),
         channels: config.channels.clone(),
         plug_channel: config.libvirt.plug_channel,
         resync: Duration::from_secs(config.libvirt.resync),
@@ -174,8 +180,13 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         coverage: Duration::from_secs(config.record.coverage),
         agent_silent: Duration::from_secs(config.record.agent_silent),
         bans,
+        vos,
     };
-    let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
+    let (service, inputs) = Service::new(options, recorder, recovered, machine_events, asked);
+    status::serve(&config.status.socket, config.status.group.as_deref(), asks.clone())?;
+    if let Some(file) = config.metrics.file.clone() {
+        tokio::spawn(status::write_regularly(file, Duration::from_secs(config.metrics.interval), asks));
+    }
     let (stop, stopped) = oneshot::channel();
     let watcher = tokio::spawn(async move {
         let result = asked_to_stop().await;

@@ -7,6 +7,9 @@ use vestigo_model::{Clock, Instance, Payload, PayloadSummary, SystemClock, TimeR
 
 use crate::{pin::Payloads, recorder::chain};
 
+/// Most payloads that an item names; a guest decides how many there are.
+const MAX_SUMMARIES: usize = 20_000;
+
 /// Reads this host's own ledger.
 #[derive(Debug, Clone)]
 pub struct FromLedger(pub PathBuf);
@@ -15,13 +18,18 @@ impl Payloads for FromLedger {
     fn payloads(&self, instance: &Instance) -> Vec<PayloadSummary> {
         let until = instance.end.map_or_else(|| SystemClock.now(), |end| end.time);
         let range = TimeRange { from: instance.start.min(until), to: until };
-        let facts = Ledger::open(std::slice::from_ref(&self.0)).and_then(|ledger| ledger.facts(range));
-        match facts {
-            Ok(facts) => {
-                let mine = facts.payloads.into_iter().filter(|payload| payload.domain == instance.domain);
+        let ledger = Ledger::open(std::slice::from_ref(&self.0));
+        match ledger.and_then(|ledger| ledger.payloads_of(instance.domain, range)) {
+            Ok(payloads) => {
                 // The VM's own traffic is nobody's work.
-                let mine = mine.filter(|payload| payload.claim.holder.is_payload());
-                mine.map(summary).collect()
+                let work = payloads.into_iter().filter(|payload| payload.claim.holder.is_payload());
+                let mut summaries: Vec<PayloadSummary> = work.map(summary).collect();
+                let more = summaries.len().saturating_sub(MAX_SUMMARIES);
+                if more > 0 {
+                    tracing::warn!(domain = %instance.domain, more, "an item of evidence names only the last users of its VM; the ledger has all");
+                    summaries.drain(..more);
+                }
+                summaries
             }
             Err(error) => {
                 let (domain, error) = (instance.domain, chain(&error));

@@ -39,7 +39,33 @@ enum Entry {
 #[derive(Clone)]
 pub struct Recorder {
     queue: mpsc::Sender<Entry>,
-    lost_flows: Arc<AtomicU64>,
+    totals: Arc<Totals>,
+}
+
+/// What became of the entries.
+#[derive(Debug, Default)]
+struct Totals {
+    flows: AtomicU64,
+    lost_flows: AtomicU64,
+    /// Of the lost ones, those that have been told.
+    told_lost: AtomicU64,
+    facts: AtomicU64,
+    lost_facts: AtomicU64,
+}
+
+/// What became of the entries, since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecorderCounts {
+    /// Flow records written.
+    pub flows: u64,
+    /// Flow records that the queue or the ledger had no room for.
+    pub lost_flows: u64,
+    /// Facts written.
+    pub facts: u64,
+    /// Facts of the host's own that could not be kept.
+    pub lost_facts: u64,
+    /// Entries that wait now.
+    pub waiting: u64,
 }
 
 /// Why the ledger is not there.
@@ -70,11 +96,10 @@ impl Recorder {
     pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
         let (writer, recovered) = Writer::open(root, options)?;
         let (queue, entries) = mpsc::channel(QUEUE);
-        let lost_flows = Arc::new(AtomicU64::new(0));
-        let keeper =
-            Keeper { unkept: Vec::new(), writer, entries, lost_flows: Arc::clone(&lost_flows), failing: false };
+        let totals = Arc::new(Totals::default());
+        let keeper = Keeper { unkept: Vec::new(), writer, entries, totals: Arc::clone(&totals), failing: false };
         let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || keeper.run())?;
-        Ok((Self { queue, lost_flows }, recovered, thread))
+        Ok((Self { queue, totals }, recovered, thread))
     }
 
     /// Makes a fact durable.
@@ -97,13 +122,29 @@ impl Recorder {
     /// Queues a flow, or counts it as lost.
     pub fn flow(&self, flow: Flow) {
         if self.queue.try_send(Entry::Flow(flow)).is_err() {
-            self.lost_flows.fetch_add(1, Ordering::Relaxed);
+            self.totals.lost_flows.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Flow records lost since the last call.
     pub fn take_lost_flows(&self) -> u64 {
-        self.lost_flows.swap(0, Ordering::Relaxed)
+        let lost = self.totals.lost_flows.load(Ordering::Relaxed);
+        lost - self.totals.told_lost.swap(lost, Ordering::Relaxed)
+    }
+
+    /// What became of the entries, since the start.
+    #[must_use]
+    pub fn counts(&self) -> RecorderCounts {
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let Totals { flows, lost_flows, facts, lost_facts, .. } = self.totals.as_ref();
+        let waiting = count(self.queue.max_capacity() - self.queue.capacity());
+        RecorderCounts {
+            flows: of(flows),
+            lost_flows: of(lost_flows),
+            facts: of(facts),
+            lost_facts: of(lost_facts),
+            waiting,
+        }
     }
 
     /// Has everything queued so far written and ends the thread.
@@ -122,7 +163,7 @@ struct Keeper {
     unkept: Vec<Waiting>,
     writer: Writer,
     entries: mpsc::Receiver<Entry>,
-    lost_flows: Arc<AtomicU64>,
+    totals: Arc<Totals>,
     failing: bool,
 }
 
@@ -163,6 +204,8 @@ impl Keeper {
         match self.writer.append(&facts, &flows) {
             Ok(()) => {
                 self.failing = false;
+                self.totals.flows.fetch_add(count(flows.len()), Ordering::Relaxed);
+                self.totals.facts.fetch_add(count(facts.len()), Ordering::Relaxed);
                 dones.into_iter().flatten().for_each(|done| done());
             }
             Err(error) => self.could_not(&error, facts.into_iter().zip(dones), flows.len()),
@@ -173,14 +216,19 @@ impl Keeper {
         if !std::mem::replace(&mut self.failing, true) {
             tracing::error!(error = %chain(error), "the ledger cannot write; payloads are refused until it can");
         }
-        self.lost_flows.fetch_add(u64::try_from(flows).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.totals.lost_flows.fetch_add(count(flows), Ordering::Relaxed);
         self.unkept = facts.filter(|(fact, _)| fact.link.is_none()).collect();
         let surplus = self.unkept.len().saturating_sub(MAX_UNKEPT);
         if surplus > 0 {
             tracing::error!(surplus, "facts were lost: the ledger has not been writable for too long");
             self.unkept.drain(..surplus);
+            self.totals.lost_facts.fetch_add(count(surplus), Ordering::Relaxed);
         }
     }
+}
+
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }
 
 /// The error and its causes, on one line.

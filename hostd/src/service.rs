@@ -9,7 +9,9 @@
 
 mod claims;
 mod facts;
+mod report;
 mod telling;
+mod witnessed;
 
 use std::{
     collections::HashMap,
@@ -21,25 +23,30 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use vestigo_model::{
     Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, Label, LinkPosition, Payload, PayloadEnd,
-    StopReason, SystemClock, Timestamp, link::Hello,
+    StopReason, SystemClock, Timestamp, Vo, link::Hello,
 };
 
 use crate::{
     attribute::{AgentState, LeaseBook},
     bans::BanSet,
     capture::Tapped,
-    domain::Inspection,
+    domain::{Inspection, VoMap},
     guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
     join::join,
     machines::MachineEvent,
     meter::MeterOptions,
     recorder::{Recorder, told},
+    status::Ask,
+    tally::Shares,
     tasks::TaskBook,
     vm::{Vm, lost},
 };
 
 /// Events and records waiting for the service.
 const QUEUE: usize = 16_384;
+
+/// How often the taps are asked for their numbers.
+const POLL: Duration = Duration::from_secs(1);
 
 /// How often systemd's watchdog is told that this very task is alive.
 const WATCHDOG: Duration = Duration::from_secs(10);
@@ -57,6 +64,8 @@ pub struct ServiceOptions {
     pub agent_silent: Duration,
     /// The bans of the host; a new set takes effect at once.
     pub bans: watch::Receiver<Arc<BanSet>>,
+    /// The table of VOs, for the numbers of scitags.org.
+    pub vos: watch::Receiver<VoMap>,
 }
 
 /// The service.
@@ -67,6 +76,10 @@ pub struct Service {
     /// Intervals that an earlier life left open, until it is known whether they go on.
     unconfirmed: HashMap<DomainUuid, vestigo_model::Instance>,
     book: LeaseBook,
+    /// How the flows of each VO were attributed; `None` is *unmapped*.
+    vos: HashMap<Option<Vo>, Shares>,
+    /// Since when this life of hostd counts.
+    begun: Timestamp,
     tasks: TaskBook,
     positions: Vec<LinkPosition>,
     links: mpsc::Sender<LinkEvent>,
@@ -78,6 +91,7 @@ pub struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
     taps: mpsc::Receiver<Tapped>,
     machines: mpsc::Receiver<MachineEvent>,
+    asks: mpsc::Receiver<Ask>,
 }
 
 impl Service {
@@ -88,6 +102,7 @@ impl Service {
         recorder: Recorder,
         recovered: vestigo_ledger::Recovered,
         machines: mpsc::Receiver<MachineEvent>,
+        asks: mpsc::Receiver<Ask>,
     ) -> (Self, Inputs) {
         let (links, link_events) = mpsc::channel(QUEUE);
         let (taps, tapped) = mpsc::channel(QUEUE);
@@ -97,8 +112,9 @@ impl Service {
         }
         let unconfirmed = recovered.instances.into_iter().map(|instance| (instance.domain, instance)).collect();
         let (positions, tasks) = (recovered.links, TaskBook::restored(recovered.tasks));
-        let service = Self { options, recorder, vms: HashMap::new(), unconfirmed, book, tasks, positions, links, taps };
-        (service, Inputs { links: link_events, taps: tapped, machines })
+        let (vms, vos, begun) = (HashMap::new(), HashMap::new(), SystemClock.now());
+        let service = Self { options, recorder, vms, unconfirmed, book, vos, begun, tasks, positions, links, taps };
+        (service, Inputs { links: link_events, taps: tapped, machines, asks })
     }
 
     /// Runs until told to stop. Then ends every capture and writes what is left.
@@ -106,6 +122,8 @@ impl Service {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = tokio::time::interval(WATCHDOG);
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
         loop {
             tokio::select! {
@@ -121,6 +139,8 @@ impl Service {
                     None => break,
                 },
                 Ok(()) = bans.changed() => self.spread_bans(),
+                _ = poll.tick() => self.vms.values_mut().for_each(Vm::poll),
+                Some(ask) = inputs.asks.recv() => ask.answer(|| self.status()),
                 Some(tapped) = inputs.taps.recv() => self.flow(&tapped).await,
                 _ = coverage.tick() => self.coverage().await,
             }
@@ -145,8 +165,9 @@ impl Service {
 
     async fn flow(&mut self, tapped: &Tapped) {
         let agent = self.agent(tapped.observed.domain);
-        let flow = join(tapped, &self.book, agent);
-        self.note_contradiction(&flow, tapped.record.began).await;
+        let mut flow = join(tapped, &self.book, agent);
+        flow.notes.scitag = self.scitag(&flow, tapped);
+        self.note_flow(&flow, tapped).await;
         self.recorder.flow(flow);
     }
 
@@ -171,6 +192,7 @@ impl Service {
         for domain in self.vms.keys().copied().collect::<Vec<_>>() {
             self.tell_waiting(domain, false).await;
         }
+        self.write_learnt().await;
         self.spread_bans();
         self.book.prune(now);
         self.tasks.prune(now);
@@ -214,6 +236,7 @@ impl Service {
         let known = self.unconfirmed.remove(&domain).filter(|_| began.is_none());
         let written = match self.vms.get_mut(&domain) {
             Some(vm) => {
+                Vm::keep_learnt(&mut seen, &vm.instance);
                 let differs = vm.differs(&seen);
                 seen.start = vm.instance.start;
                 vm.instance = seen;
@@ -221,6 +244,9 @@ impl Service {
             }
             None => {
                 seen.start = known.as_ref().map_or(seen.start, |known| known.start);
+                if let Some(known) = &known {
+                    Vm::keep_learnt(&mut seen, known);
+                }
                 tracing::info!(%domain, name = %seen.name, vo = seen.vo.as_ref().map_or("unmapped", |vo| vo.as_str()), "VM runs");
                 self.vms.insert(domain, Vm::new(seen, SystemClock.now()));
                 for (target, why) in inspection.unpinnable {
@@ -275,7 +301,8 @@ impl Service {
 
     async fn down(&mut self, domain: DomainUuid, why: StopReason, time: Timestamp) {
         self.close(domain, SystemClock.now()).await;
-        if let Some(vm) = self.vms.remove(&domain) {
+        if let Some(mut vm) = self.vms.remove(&domain) {
+            vm.note_learnt();
             tracing::info!(%domain, name = %vm.instance.name, ?why, "VM ended");
             self.ended(vm.instance, why, time).await;
         }
@@ -306,8 +333,17 @@ impl Service {
         let live: Vec<Payload> = self.book.live_of(domain).cloned().collect();
         for mut payload in live {
             payload.end = Some(PayloadEnd { received: time, claimed: time, exit: Exit::Lost, silent: false });
-            self.book.enter(payload.clone());
+            self.enter(payload.clone());
             self.recorder.submit(Fact::Payload(payload), None, None).await;
+        }
+    }
+
+    /// Enters a payload into the lease book, and counts what had to go for it.
+    fn enter(&mut self, payload: Payload) {
+        let domain = payload.domain;
+        let forgotten = self.book.enter(payload);
+        if let Some(vm) = self.vms.get_mut(&domain) {
+            vm.tally.forgotten += u64::try_from(forgotten).unwrap_or(u64::MAX);
         }
     }
 
@@ -327,6 +363,9 @@ impl Service {
                 // A parser's words quote the guest's, as long as a whole line.
                 let text = Label::cut(&text).to_string();
                 tracing::warn!(%domain, count, text, "a guest broke the link's protocol");
+                if let Some(vm) = self.vms.get_mut(&domain) {
+                    vm.tally.link_faults += count;
+                }
                 self.event(Some(domain), EventKind::LinkFault, [("fault", text), ("count", count.to_string())]).await;
             }
         }
@@ -370,6 +409,9 @@ impl Service {
             found.push(format!("its lease overlaps that of payload {other}"));
         }
         found.extend(payload.claim.task.as_ref().and_then(|task| self.tasks.contradiction(task)));
+        if let Some(vm) = self.vms.get_mut(&payload.domain) {
+            vm.tally.contradicted += u64::try_from(found.len()).unwrap_or(u64::MAX);
+        }
         for what in found {
             let detail = [("payload", payload.claim.uid.to_string()), ("what", what.clone())];
             if self.guest_event(payload.domain, EventKind::Contradiction, detail).await {

@@ -1,9 +1,13 @@
 //! One running VM as hostd holds it: its record, its taps' captures, its agent's link.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc::Sender;
-use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, TapName, Timestamp};
+use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, Tap, TapName, Timestamp};
 
 use crate::{
     attribute::AgentState,
@@ -12,7 +16,8 @@ use crate::{
     meter::MeterOptions,
     quota::{Pace, Quota},
     recorder::chain,
-    witness::TapWitness,
+    tally::{Tally, TapTally},
+    witness::{Marking, TapWitness, WitnessCounts},
 };
 
 /// What one VM can make hostd write beside its payloads: rates that no honest agent comes near.
@@ -26,6 +31,14 @@ pub struct Limits {
     pub contradictions: Pace,
     /// The last of these.
     pub last_contradiction: Option<String>,
+    /// Flows from addresses that the VM was not given.
+    pub spoofed: Pace,
+    /// The last of these.
+    pub last_spoofed: Option<String>,
+    /// Flows that the VM marks as another VO's.
+    pub mismarked: Pace,
+    /// The last of these.
+    pub last_mismarked: Option<String>,
     /// Where its chain stands when the last statement of it was left out.
     pub unkept: Option<LinkPosition>,
 }
@@ -37,6 +50,10 @@ impl Default for Limits {
             statements: Quota::new(5.0, 500.0),
             contradictions: Pace::default(),
             last_contradiction: None,
+            spoofed: Pace::default(),
+            last_spoofed: None,
+            mismarked: Pace::default(),
+            last_mismarked: None,
             unkept: None,
         }
     }
@@ -56,8 +73,17 @@ pub struct Vm {
     pub told_bans: BanList,
     /// Since when its flows are seen.
     pub watched: Timestamp,
+    /// Its numbers.
+    pub tally: Tally,
+    /// Whether it marks its packets by flow label.
+    pub marking: Marking,
     heard: Option<Timestamp>,
     taps: HashMap<TapName, TapCapture>,
+    witnesses: HashMap<TapName, TapWitness>,
+    /// What the captures reported since the last statement of coverage.
+    reports: HashMap<TapName, Report>,
+    tap_tallies: HashMap<TapName, TapTally>,
+    polled: Instant,
     failures: HashMap<TapName, String>,
     channel_fault: Option<String>,
     covered_to: Timestamp,
@@ -74,8 +100,14 @@ impl Vm {
             limits: Limits::default(),
             told_bans: BanList::default(),
             watched: now,
+            tally: Tally::default(),
+            marking: Marking::default(),
             heard: None,
             taps: HashMap::new(),
+            witnesses: HashMap::new(),
+            reports: HashMap::new(),
+            tap_tallies: HashMap::new(),
+            polled: Instant::now(),
             failures: HashMap::new(),
             channel_fault: None,
             covered_to: now,
@@ -102,12 +134,14 @@ impl Vm {
                 instance: instance.id.clone(),
                 vo: instance.vo.clone(),
                 tap: tap.clone(),
-                witness: TapWitness::new(tap.mac, tap.learnt.clone()),
+                witness: self.witness_of(tap),
             };
+            let witness = observed.witness.clone();
             match open(observed, options, queue) {
                 Ok(capture) => {
                     self.failures.remove(&tap.name);
                     self.taps.insert(tap.name.clone(), capture);
+                    self.witnesses.insert(tap.name.clone(), witness);
                 }
                 Err(error) => {
                     let why = chain(&error);
@@ -139,10 +173,56 @@ impl Vm {
         }
     }
 
+    /// The same as before, where the tap was captured before.
+    fn witness_of(&self, tap: &Tap) -> TapWitness {
+        let known = self.witnesses.get(&tap.name).filter(|witness| witness.mac() == tap.mac);
+        known.cloned().unwrap_or_else(|| TapWitness::new(tap.mac, tap.learnt.clone()))
+    }
+
+    /// Takes over what is known of the taps' addresses from the record that this one replaces: libvirt does not know them.
+    pub fn keep_learnt(seen: &mut Instance, known: &Instance) {
+        for tap in &mut seen.taps {
+            let same = known.taps.iter().find(|of| of.name == tap.name && of.mac == tap.mac);
+            tap.learnt = same.map(|of| of.learnt.clone()).unwrap_or_default();
+        }
+    }
+
+    /// Writes into the record which addresses were learnt on its taps. Whether that is news.
+    pub fn note_learnt(&mut self) -> bool {
+        let mut news = false;
+        for tap in &mut self.instance.taps {
+            let Some(witness) = self.witnesses.get(&tap.name) else { continue };
+            let memory = witness.memory();
+            if memory.learnt() != tap.learnt {
+                tap.learnt = memory.learnt().to_vec();
+                news = true;
+            }
+        }
+        news
+    }
+
+    /// Asks the captures what they have counted.
+    pub fn poll(&mut self) {
+        let seconds = std::mem::replace(&mut self.polled, Instant::now()).elapsed().as_secs_f64();
+        for (name, capture) in &self.taps {
+            let report = capture.take_report();
+            self.reports.entry(name.clone()).or_default().add(&report);
+            self.tap_tallies.entry(name.clone()).or_default().add(&report, seconds);
+        }
+    }
+
+    /// What was counted on a tap, and learnt there.
+    #[must_use]
+    pub fn tap(&self, name: &TapName) -> (TapTally, Option<WitnessCounts>, Option<String>) {
+        let tally = self.tap_tallies.get(name).cloned().unwrap_or_default();
+        let witness = self.witnesses.get(name).map(|witness| witness.memory().counts());
+        (tally, witness, self.failures.get(name).cloned())
+    }
+
     /// States what could be seen since the last statement.
     pub fn coverage(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
-        let reports: HashMap<TapName, Report> =
-            self.taps.iter().map(|(name, capture)| (name.clone(), capture.take_report())).collect();
+        self.poll();
+        let reports = std::mem::take(&mut self.reports);
         // A tap that went away is captured anew when it is back; not before its last report is in.
         self.taps.retain(|_, capture| !capture.ended());
         self.state(&reports, now, silent_after)
@@ -151,7 +231,10 @@ impl Vm {
     /// Ends every capture and gives the last statement. Blocks for about a tenth of a second a tap.
     pub fn close(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
         self.channel = None;
-        let reports = self.taps.drain().map(|(name, capture)| (name, capture.stop())).collect();
+        for (name, capture) in self.taps.drain() {
+            self.reports.entry(name).or_default().add(&capture.stop());
+        }
+        let reports = std::mem::take(&mut self.reports);
         self.state(&reports, now, silent_after)
     }
 

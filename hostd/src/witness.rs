@@ -34,6 +34,12 @@ impl TapWitness {
         Self { mac, memory: Arc::new(Mutex::new(Memory::restored(learnt))) }
     }
 
+    /// The VM's hardware address there.
+    #[must_use]
+    pub const fn mac(&self) -> Mac {
+        self.mac
+    }
+
     /// What is known now.
     pub fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)

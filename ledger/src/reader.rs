@@ -127,39 +127,60 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
-        let merge = self.merge(range, range.to)?;
+        self.facts_of(range, &Kind::ALL, |_| true)
+    }
+
+    /// The payloads of one VM that touch the range, read without the facts of any other: on a host of many VMs those are many.
+    ///
+    /// # Errors
+    /// A segment that cannot be read.
+    pub fn payloads_of(&self, domain: DomainUuid, range: TimeRange) -> Result<Vec<Payload>, LedgerError> {
+        let of_vm = |fact: &Fact| matches!(fact, Fact::Payload(payload) if payload.domain == domain);
+        Ok(self.facts_of(range, &[Kind::Payloads], of_vm)?.payloads)
+    }
+
+    fn facts_of(&self, range: TimeRange, kinds: &[Kind], wanted: impl Fn(&Fact) -> bool) -> Result<Facts, LedgerError> {
+        let merge = self.merge(range, range.to, kinds, &wanted)?;
         // A claim that arrived after the range and only says that it ran in it may not be the first under its key.
         match merge.payloads.latest(|payload| touches(&range, payload)) {
-            Some(latest) if latest > range.to => Ok(self.merge(range, latest)?.finish(range)),
+            Some(latest) if latest > range.to => Ok(self.merge(range, latest, kinds, &wanted)?.finish(range)),
             _ => Ok(merge.finish(range)),
         }
     }
 
     /// Instances and payloads of the range and on to `until`, and what was seen and happened in the range.
-    fn merge(&self, range: TimeRange, until: Timestamp) -> Result<Merge, LedgerError> {
+    fn merge(
+        &self,
+        range: TimeRange,
+        until: Timestamp,
+        kinds: &[Kind],
+        wanted: &impl Fn(&Fact) -> bool,
+    ) -> Result<Merge, LedgerError> {
         let mut merge = Merge::default();
         let held = TimeRange { from: range.from, to: until };
         for sealed in &self.sealed {
             let validity = sealed.manifest.facts.is_some_and(|v| held.touches(v.from, v.to));
             let coverage = sealed.manifest.coverage.is_some_and(|c| range.overlaps(&c));
-            for kind in Kind::ALL {
-                let wanted = match kind {
+            for kind in kinds {
+                let touched = match kind {
                     Kind::Flows => false,
                     Kind::Instances | Kind::Payloads => validity,
                     Kind::Coverage | Kind::Events => coverage,
                 };
-                if !wanted {
+                if !touched {
                     continue;
                 }
-                let Some(path) = sealed.file(kind)? else { continue };
+                let Some(path) = sealed.file(*kind)? else { continue };
                 let (facts, unreadable) = scan::facts(&path)?;
                 merge.unreadable += unreadable;
-                facts.into_iter().for_each(|fact| merge.take(fact));
+                facts.into_iter().filter(|record| wanted(&record.fact)).for_each(|fact| merge.take(fact));
             }
         }
         merge.unreadable += u64::try_from(self.live.iter().filter(|live| live.damaged).count()).unwrap_or(u64::MAX);
         for entry in self.live.iter().flat_map(|l| &l.entries) {
-            if let Entry::Carried(fact) | Entry::Fact(fact) = entry {
+            if let Entry::Carried(fact) | Entry::Fact(fact) = entry
+                && wanted(&fact.fact)
+            {
                 merge.take(fact.as_ref().clone());
             }
         }

@@ -60,6 +60,16 @@ pub struct Report {
     pub ended: bool,
 }
 
+impl Report {
+    /// Adds a later one's.
+    pub fn add(&mut self, later: &Self) {
+        self.counts.add(&later.counts);
+        self.dropped += later.dropped;
+        self.unqueued += later.unqueued;
+        self.ended |= later.ended;
+    }
+}
+
 /// A running capture. Ends with its tap, or when [`TapCapture::stop`] is called.
 pub struct TapCapture {
     stop: Arc<AtomicBool>,
@@ -170,10 +180,8 @@ impl Watcher {
 
     fn publish(&mut self) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.counts.add(&self.meter.take_counts());
-        let own = std::mem::take(&mut self.report);
-        shared.dropped += own.dropped;
-        shared.unqueued += own.unqueued;
-        shared.ended |= own.ended;
+        let mut own = std::mem::take(&mut self.report);
+        own.counts = self.meter.take_counts();
+        shared.add(&own);
     }
 }

@@ -7,13 +7,20 @@
 //! vac_machine_types = ["atlas-mcore"]
 //! ```
 //!
-//! A tenant that no entry names stays unmapped.
+//! A tenant that no entry names stays unmapped. What the traffic of VMs says of their VO (scitags.org) is compared with that:
+//!
+//! ```toml
+//! [scitags]
+//! flow_label = false              # whether IPv6 flow labels are looked at too; fireflies always are
+//! [scitags.experiments]           # VO = experiment number; a number that stands here means no other VO
+//! belle = 6
+//! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Deserialize;
 use vestigo_model::{
-    Project, Vo,
+    Project, Vo, scitags,
     settings::{self, Mistake},
 };
 
@@ -63,6 +70,15 @@ pub enum VosError {
 struct File {
     #[serde(default)]
     vo: Vec<Entry>,
+    #[serde(default)]
+    scitags: Tags,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tags {
+    flow_label: bool,
+    experiments: BTreeMap<Vo, u16>,
 }
 
 #[derive(Deserialize)]
@@ -80,9 +96,53 @@ struct Entry {
 pub struct VoMap {
     projects: HashMap<String, Vo>,
     machine_types: HashMap<String, Vo>,
+    scitags: SciTags,
+}
+
+/// Which VOs an experiment number of scitags.org stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SciTags {
+    /// Whether IPv6 flow labels are looked at.
+    pub flow_label: bool,
+    experiments: BTreeMap<u16, BTreeSet<Vo>>,
+}
+
+/// Numbers of the registry; 1, `default`, is nobody's. (A flow label has room for 511.)
+const REGISTRY: std::ops::RangeInclusive<u16> = 2..=511;
+
+impl Default for SciTags {
+    /// The registry's numbers and names.
+    fn default() -> Self {
+        let named = |number| Some((number, BTreeSet::from([Vo::new(scitags::experiment_name(number)?).ok()?])));
+        Self { flow_label: false, experiments: REGISTRY.filter_map(named).collect() }
+    }
+}
+
+impl SciTags {
+    fn new(tags: Tags) -> Self {
+        let mut known = Self { flow_label: tags.flow_label, ..Self::default() };
+        let own: BTreeSet<u16> = tags.experiments.values().copied().collect();
+        known.experiments.retain(|number, _| !own.contains(number));
+        for (vo, number) in tags.experiments {
+            known.experiments.entry(number).or_default().insert(vo);
+        }
+        known
+    }
+
+    /// The VOs that the number stands for; `None` if it is not in the table.
+    #[must_use]
+    pub fn vos(&self, experiment: u16) -> Option<&BTreeSet<Vo>> {
+        self.experiments.get(&experiment)
+    }
 }
 
 impl VoMap {
+    /// The numbers of scitags.org.
+    #[must_use]
+    pub const fn scitags(&self) -> &SciTags {
+        &self.scitags
+    }
+
     /// Reads the text of a `vos.toml`.
     pub fn parse(text: &str) -> Result<Self, VosError> {
         let file: File = settings::parse(text).map_err(VosError::Syntax)?;
@@ -96,6 +156,7 @@ impl VoMap {
             claim(&mut map.machine_types, "Vac machine type", &entry.name, entry.vac_machine_types)?;
             names.push(entry.name);
         }
+        map.scitags = SciTags::new(file.scitags);
         Ok(map)
     }
 

@@ -43,11 +43,38 @@ pub struct Frame<'a> {
     pub heading: Heading,
 }
 
+/// Packets and bytes one way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes on the wire.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    fn note(&mut self, wire_len: usize) {
+        self.packets += 1;
+        self.bytes += u64::try_from(wire_len).unwrap_or(u64::MAX);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
 /// What became of the frames, since the last call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Frames taken.
     pub frames: u64,
+    /// Frames that the VM sent.
+    pub from_vm: Traffic,
+    /// Frames for the VM.
+    pub to_vm: Traffic,
+    /// How many more flows are held than before: the sum of all is how many are held.
+    pub live: i64,
     /// Flows cut short because the table was full.
     pub evicted: u64,
     /// Frames from the VM under another hardware address, and flooded ones that are not for it.
@@ -62,6 +89,9 @@ impl Counts {
     /// Adds the other's.
     pub fn add(&mut self, other: &Self) {
         self.frames += other.frames;
+        self.from_vm.add(other.from_vm);
+        self.to_vm.add(other.to_vm);
+        self.live += other.live;
         self.evicted += other.evicted;
         self.foreign += other.foreign;
         self.orphans += other.orphans;
@@ -79,6 +109,7 @@ pub struct Meter<W = ()> {
     fragments: Fragments,
     mac: Option<Mac>,
     counts: Counts,
+    told_live: i64,
     /// Records that packets brought about, until somebody asks.
     ready: Vec<Metered>,
 }
@@ -101,6 +132,7 @@ impl<W: Witness> Meter<W> {
             fragments: Fragments::default(),
             mac,
             counts: Counts::default(),
+            told_live: 0,
             ready: Vec::new(),
         }
     }
@@ -119,6 +151,10 @@ impl<W: Witness> Meter<W> {
                 // Flooded: it reaches the tap, but is neither from the VM nor for it.
                 return;
             }
+        }
+        match frame.heading {
+            Heading::FromVm => self.counts.from_vm.note(frame.wire_len),
+            Heading::ToVm => self.counts.to_vm.note(frame.wire_len),
         }
         let mut packet = match decode::ethernet(frame.bytes, frame.wire_len.max(frame.bytes.len()), frame.vlan) {
             Ok(packet) => packet,
@@ -153,6 +189,8 @@ impl<W: Witness> Meter<W> {
     pub fn take_counts(&mut self) -> Counts {
         self.counts.evicted += self.table.take_evicted();
         self.counts.orphans += self.fragments.take_orphans();
+        let held = i64::try_from(self.table.len()).unwrap_or(i64::MAX);
+        self.counts.live = held - std::mem::replace(&mut self.told_live, held);
         std::mem::take(&mut self.counts)
     }
 

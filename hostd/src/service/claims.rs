@@ -111,7 +111,7 @@ impl Service {
         if let Some(mut before) = self.book.live_own(domain, claim.holder).cloned() {
             // The agent was started anew, and says again which ports are the VM's own.
             before.end = Some(PayloadEnd { received: now, claimed: now, exit: Exit::Lost, silent: false });
-            self.book.enter(before.clone());
+            self.enter(before.clone());
             self.recorder.submit(Fact::Payload(before), None, None).await;
         }
         let payload = Payload { host: self.options.host.clone(), domain, received: now, claimed, claim, end: None };
@@ -119,7 +119,7 @@ impl Service {
         if let Some((used, true)) = TaskUse::of(&payload) {
             self.tasks.start(domain, used.uid, &used.task);
         }
-        self.book.enter(payload.clone());
+        self.enter(payload.clone());
         Fact::Payload(payload)
     }
 
@@ -133,7 +133,7 @@ impl Service {
                 if let Some((_, false)) = TaskUse::of(&payload) {
                     self.tasks.give_back(domain, uid);
                 }
-                self.book.enter(payload.clone());
+                self.enter(payload.clone());
                 Fact::Payload(payload)
             }
         }

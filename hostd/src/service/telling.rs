@@ -2,10 +2,21 @@
 
 use std::time::Instant;
 
-use vestigo_model::{Flow, Label, PayloadClaim};
+use vestigo_model::{Basis, Expected, Flow, Label, PayloadClaim, Vo};
 
 use super::*;
-use crate::{bans, guestlink::BanList};
+use crate::{bans, guestlink::BanList, join::source, quota::Pace};
+
+/// What a flow can contradict.
+#[derive(Debug, Clone, Copy)]
+enum Finding {
+    /// What the VM's agent says: that nothing leaves it but from a lease.
+    Outside,
+    /// Which addresses the VM was given.
+    Spoofed,
+    /// Whose VM it is.
+    Mismarked,
+}
 
 /// Most ids that one event names.
 const NAMED: usize = 50;
@@ -51,37 +62,94 @@ impl Service {
         set.hit(domain, instance, claim, now).map(|ban| format!("banned ({}): {}", ban.id, ban.reason))
     }
 
-    /// A flow that no lease covers, of a VM whose agent says that everything has one: told at once, then once a minute.
-    pub(super) async fn note_contradiction(&mut self, flow: &Flow, began: Timestamp) {
+    /// Counts the flow, and what it contradicts: told at once, then once a minute.
+    pub(super) async fn note_flow(&mut self, flow: &Flow, tapped: &Tapped) {
+        self.vos.entry(flow.vo.clone()).or_default().note(flow);
+        let outside = self.contradicts(flow, tapped.record.began);
+        let mismarked = self.mismarked(flow, tapped);
         let Some(vm) = self.vms.get_mut(&flow.domain) else { return };
-        if !self.book.contradicts(flow, began, vm.watched + self.options.meter.idle_udp) {
-            return;
+        vm.tally.note(flow);
+        let (limits, tally, now) = (&mut vm.limits, &mut vm.tally, Instant::now());
+        let mut due = Vec::new();
+        if outside {
+            tally.outside += 1;
+            limits.last_contradiction = Some(facts::tuple(flow));
+            due.extend(limits.contradictions.note(now).map(|count| (Finding::Outside, count)));
         }
-        let count = vm.limits.contradictions.note(Instant::now());
-        vm.limits.last_contradiction = Some(facts::tuple(flow));
-        if let Some(count) = count {
-            self.outside_every_lease(flow.domain, count).await;
+        if flow.src_expected == Expected::No {
+            tally.spoofed += 1;
+            let basis = source(flow, &tapped.observed).1.map_or("-", Basis::as_str);
+            limits.last_spoofed = Some(format!("{} (by the word of: {basis})", facts::tuple(flow)));
+            due.extend(limits.spoofed.note(now).map(|count| (Finding::Spoofed, count)));
+        }
+        if let Some(what) = mismarked {
+            tally.mismarked += 1;
+            limits.last_mismarked = Some(what);
+            due.extend(limits.mismarked.note(now).map(|count| (Finding::Mismarked, count)));
+        }
+        for (finding, count) in due {
+            self.found(flow.domain, finding, count).await;
         }
     }
 
-    async fn outside_every_lease(&mut self, domain: DomainUuid, count: u64) {
-        let last = self.vms.get(&domain).and_then(|vm| vm.limits.last_contradiction.clone()).unwrap_or_default();
-        tracing::warn!(%domain, count, last, "contradiction: the VM began flows outside of every lease");
-        let what = "the VM began flows outside of every lease".to_owned();
-        let detail = [("what", what), ("flow-records", count.to_string()), ("last", last)];
-        self.event(Some(domain), EventKind::Contradiction, detail).await;
+    /// A flow that no lease covers, of a VM whose agent says that everything has one.
+    fn contradicts(&self, flow: &Flow, began: Timestamp) -> bool {
+        let Some(vm) = self.vms.get(&flow.domain) else { return false };
+        self.book.contradicts(flow, began, vm.watched + self.options.meter.idle_udp)
+    }
+
+    /// What the VM says of the flow's VO where that is not the tenant's, in words.
+    fn mismarked(&self, flow: &Flow, tapped: &Tapped) -> Option<String> {
+        let (tag, tenant) = (flow.notes.scitag?, flow.vo.as_ref()?);
+        // Each flow is counted once, not each record of it.
+        if tapped.record.began != flow.first {
+            return None;
+        }
+        let vos = self.options.vos.borrow();
+        let meant = vos.scitags().vos(tag.experiment).filter(|vos| !vos.contains(tenant))?;
+        let meant: Vec<&str> = meant.iter().map(Vo::as_str).collect();
+        let (by, experiment, meant) = (tag.by, tag.experiment, meant.join(", "));
+        Some(format!(
+            "{by} says experiment {experiment} ({meant}), the tenant's VO is {tenant}: {}",
+            facts::tuple(flow)
+        ))
+    }
+
+    async fn found(&mut self, domain: DomainUuid, finding: Finding, count: u64) {
+        let Some(limits) = self.vms.get(&domain).map(|vm| &vm.limits) else { return };
+        let (kind, what, last) = match finding {
+            Finding::Outside => {
+                (EventKind::Contradiction, "the VM began flows outside of every lease", &limits.last_contradiction)
+            }
+            Finding::Spoofed => {
+                (EventKind::Spoofing, "the VM sent from addresses that it was not given", &limits.last_spoofed)
+            }
+            Finding::Mismarked => {
+                (EventKind::Contradiction, "the VM marks its flows as another VO's", &limits.last_mismarked)
+            }
+        };
+        let last = last.clone().unwrap_or_default();
+        tracing::warn!(%domain, count, last, "{}: {what}", kind.as_str());
+        let detail = [("what", what.to_owned()), ("flow-records", count.to_string()), ("last", last)];
+        self.event(Some(domain), kind, detail).await;
     }
 
     /// Numbers that wait to be told; all of them when the VM goes (`last`).
     pub(super) async fn tell_waiting(&mut self, domain: DomainUuid, last: bool) {
         let Some(vm) = self.vms.get_mut(&domain) else { return };
         let limits = &mut vm.limits;
-        let outside =
-            if last { limits.contradictions.rest() } else { limits.contradictions.due(Instant::now()).unwrap_or(0) };
+        let now = Instant::now();
+        let waiting = |pace: &mut Pace| if last { pace.rest() } else { pace.due(now).unwrap_or(0) };
+        let waiting = [
+            (Finding::Outside, waiting(&mut limits.contradictions)),
+            (Finding::Spoofed, waiting(&mut limits.spoofed)),
+            (Finding::Mismarked, waiting(&mut limits.mismarked)),
+        ];
         let (connections, statements) = (limits.connections.take_dropped(), limits.statements.take_dropped());
         let position = limits.unkept.take();
-        if outside > 0 {
-            self.outside_every_lease(domain, outside).await;
+        vm.tally.left_out += connections + statements;
+        for (finding, count) in waiting.into_iter().filter(|(_, count)| *count > 0) {
+            self.found(domain, finding, count).await;
         }
         if connections + statements == 0 {
             return;

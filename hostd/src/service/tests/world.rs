@@ -59,6 +59,8 @@ pub struct Host {
     machines: mpsc::Sender<MachineEvent>,
     pub taps: mpsc::Sender<Tapped>,
     pub bans: watch::Sender<Arc<BanSet>>,
+    pub vos: watch::Sender<VoMap>,
+    pub asks: mpsc::Sender<Ask>,
     stop: oneshot::Sender<()>,
     service: JoinHandle<()>,
     ledger: std::thread::JoinHandle<()>,
@@ -73,26 +75,36 @@ impl Host {
         let (recorder, recovered, ledger) = Recorder::start(&root.join("ledger"), options).unwrap();
         let (machines, machine_events) = mpsc::channel(64);
         let (bans, changed) = watch::channel(Arc::default());
+        let (vos, vos_read) = watch::channel(VoMap::default());
         let options = ServiceOptions {
             host,
             meter: MeterOptions::default(),
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(45),
             bans: changed,
+            vos: vos_read,
         };
-        let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
+        let (asks, asked) = mpsc::channel(8);
+        let (service, inputs) = Service::new(options, recorder, recovered, machine_events, asked);
         let (taps, (stop, stopped)) = (service.taps.clone(), oneshot::channel());
         let service = tokio::spawn(service.run(inputs, stopped));
-        Self { machines, taps, bans, stop, service, ledger }
+        Self { machines, taps, bans, vos, asks, stop, service, ledger }
     }
 
     /// Ends in order; gives what the ledger holds then.
     pub async fn stop(self, root: &Path) -> Facts {
+        self.stop_with_flows(root).await.0
+    }
+
+    /// The same, with the flows.
+    pub async fn stop_with_flows(self, root: &Path) -> (Facts, Vec<Flow>) {
         self.stop.send(()).unwrap();
         self.service.await.unwrap();
         self.ledger.join().unwrap();
         let all = TimeRange::new(Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX)).unwrap();
-        Ledger::open(&[root.join("ledger")]).unwrap().facts(all).unwrap()
+        let ledger = Ledger::open(&[root.join("ledger")]).unwrap();
+        let flows = vestigo_ledger::FlowFilter { range: all, ip: None, vo: None };
+        (ledger.facts(all).unwrap(), ledger.flows(&flows).unwrap())
     }
 
     /// Has the VM run; gives what its agent would connect to.
@@ -137,9 +149,27 @@ impl Host {
         }
     }
 
+    /// What the service shows.
+    pub async fn status(&self) -> crate::status::Status {
+        let (ask, answer) = Ask::new();
+        self.asks.send(ask).await.unwrap();
+        answer.await.unwrap()
+    }
+
     /// A flow of the VM's.
     pub async fn flow(&self, n: u128, port: u16, change: impl FnOnce(&mut Metered)) {
-        let observed = Observed {
+        self.flow_of(n, port, |_| {}, change).await;
+    }
+
+    /// A flow of the VM's, on a tap with something special.
+    pub async fn flow_of(
+        &self,
+        n: u128,
+        port: u16,
+        special: impl FnOnce(&mut Observed),
+        change: impl FnOnce(&mut Metered),
+    ) {
+        let mut observed = Observed {
             host: HostId::new("hv1").unwrap(),
             domain: vm(n),
             instance: InstanceId::new(format!("i-{n}")).unwrap(),
@@ -153,6 +183,7 @@ impl Host {
             },
             witness: crate::witness::TapWitness::new(Mac([0; 6]), Vec::new()),
         };
+        special(&mut observed);
         let now = SystemClock.now();
         let mut record = Metered {
             notes: vestigo_model::FlowNotes::default(),
