@@ -2,14 +2,12 @@
 
 use std::net::IpAddr;
 
-use community_id::calculate_community_id;
 use vestigo_model::{Attribution, Expected, Flow, Quality, Tap};
 
 use crate::{
     attribute::{AgentState, LeaseBook},
     capture::Tapped,
-    decode::proto,
-    meter::Metered,
+    community::community_id,
 };
 
 /// Joins a record with what is known of its VM.
@@ -67,28 +65,13 @@ fn src_expected(flow: &Flow, tap: &Tap) -> Expected {
     }
 }
 
-/// Community ID v1 with seed 0. For ICMP its "ports" are type and code of what the originator sent.
-fn community_id(record: &Metered) -> String {
-    let (source, destination) = match record.proto {
-        proto::ICMP | proto::ICMPV6 => {
-            let [kind, code] = record.resp.1.to_be_bytes();
-            (Some(kind.into()), Some(code.into()))
-        }
-        proto::TCP | proto::UDP | proto::SCTP => (Some(record.orig.1), Some(record.resp.1)),
-        _ => (None, None),
-    };
-    // An error would mean two address families in one packet, which no decoder yields.
-    calculate_community_id(0, record.orig.0, record.resp.0, source, destination, record.proto, false)
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use vestigo_model::{Direction, DomainUuid, EndReason, HostId, Initiator, InstanceId, Mac, TapName, Timestamp};
 
     use super::*;
-    use crate::capture::Observed;
+    use crate::{capture::Observed, meter::Metered};
 
     fn record(orig: (&str, u16), resp: (&str, u16), proto: u8, sent: u64) -> Metered {
         let time = Timestamp::from_nanos(1);

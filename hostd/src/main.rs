@@ -6,6 +6,7 @@ use clap::{CommandFactory as _, Parser as _};
 use hostd::{
     cli::{Cli, Command},
     daemon::{self, DaemonError},
+    offline::{self, MeterArgs, Outcome},
 };
 
 fn main() -> ExitCode {
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
             daemon::check(&config).map(|_| println!("{} is in order", config.display()))
         }
         Command::Daemon { config, .. } => daemon::run(&config),
+        Command::Meter(args) => return meter(&args),
         Command::Man { folder } => clap_mangen::generate_to(Cli::command(), folder).map_err(DaemonError::System),
     };
     match result {
@@ -28,6 +30,17 @@ fn main() -> ExitCode {
             let code = if error.is_configuration() { 2 } else { 1 };
             eprintln!("hostd: {:#}", anyhow::Error::from(error));
             ExitCode::from(code)
+        }
+    }
+}
+
+fn meter(args: &MeterArgs) -> ExitCode {
+    match offline::run(args, std::io::stdout().lock(), std::io::stderr()) {
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Broken) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("hostd: {:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
         }
     }
 }

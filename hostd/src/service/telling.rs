@@ -54,7 +54,11 @@ impl Service {
     /// A flow that no lease covers, of a VM whose agent says that everything has one: told at once, then once a minute.
     pub(super) async fn note_contradiction(&mut self, flow: &Flow, began: Timestamp) {
         let Some(vm) = self.vms.get_mut(&flow.domain) else { return };
-        if !self.book.contradicts(flow, began, vm.watched + self.options.meter.idle_udp) {
+        if flow.orig_packets + flow.resp_packets == 0 {
+            // Only says how a flow ended that was told of before.
+            return;
+        }
+        if !self.book.contradicts(flow, began, vm.watched + self.options.meter.idle.udp) {
             return;
         }
         let count = vm.limits.contradictions.note(Instant::now());
