@@ -1,6 +1,11 @@
-//! What an ICMP error says, in words: RFC 792 and 1122 (IPv4), RFC 4443 (IPv6).
+//! What an ICMP packet says, in words: RFC 792 and 1122 (IPv4), RFC 4443, 4861 and 2710 (IPv6).
 
-/// The words for a type and code that some packet bears; those that are no error that this knows get their numbers.
+/// IANA's number of ICMP.
+pub(crate) const V4: u8 = 1;
+/// IANA's number of ICMP for IPv6.
+pub(crate) const V6: u8 = 58;
+
+/// The words for a type and code; those that this does not know get their numbers.
 pub(crate) fn words(v6: bool, kind: u8, code: u8) -> String {
     let known = if v6 { of_v6(kind, code) } else { of_v4(kind, code) };
     known.map_or_else(|| format!("type {kind} code {code}"), str::to_owned)
@@ -8,6 +13,8 @@ pub(crate) fn words(v6: bool, kind: u8, code: u8) -> String {
 
 const fn of_v4(kind: u8, code: u8) -> Option<&'static str> {
     Some(match (kind, code) {
+        (0, _) => "echo reply",
+        (8, _) => "echo request",
         (3, 0 | 6) => "unreachable: network unreachable",
         (3, 1 | 7) => "unreachable: host unreachable",
         (3, 2) => "refused: protocol unreachable",
@@ -38,6 +45,14 @@ const fn of_v6(kind: u8, code: u8) -> Option<&'static str> {
         (3, 0) => "time exceeded: too many hops",
         (3, 1) => "time exceeded: fragments missing",
         (4, _) => "parameter problem",
+        (128, _) => "echo request",
+        (129, _) => "echo reply",
+        (130..=132 | 143, _) => "multicast listeners",
+        (133, _) => "router solicitation",
+        (134, _) => "router advertisement",
+        (135, _) => "neighbour solicitation",
+        (136, _) => "neighbour advertisement",
+        (137, _) => "redirected to another router",
         _ => return None,
     })
 }

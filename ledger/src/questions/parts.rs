@@ -95,9 +95,9 @@ const fn out_and_in(flow: &Flow) -> [(u64, u64); 2] {
     }
 }
 
-/// An ICMP error, as a packet says it.
+/// What an ICMP packet says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IcmpError {
+pub struct IcmpMessage {
     /// ICMP's (or ICMPv6's) type.
     pub kind: u8,
     /// Its code.
@@ -106,10 +106,16 @@ pub struct IcmpError {
     pub words: String,
 }
 
-impl IcmpError {
-    fn new(about: IpAddr, error: u16) -> Self {
-        let [kind, code] = error.to_be_bytes();
-        Self { kind, code, words: icmp::words(about.to_canonical().is_ipv6(), kind, code) }
+impl IcmpMessage {
+    fn new(v6: bool, kind_and_code: u16) -> Self {
+        let [kind, code] = kind_and_code.to_be_bytes();
+        Self { kind, code, words: icmp::words(v6, kind, code) }
+    }
+
+    /// What the originator of an ICMP flow sent.
+    fn of(flow: &Flow) -> Option<Self> {
+        let ours = flow.notes.folded.is_none() && matches!(flow.proto, icmp::V4 | icmp::V6);
+        ours.then(|| Self::new(flow.proto == icmp::V6, flow.resp_port))
     }
 }
 
@@ -151,9 +157,12 @@ pub struct FlowSeen {
     /// The second tag's, if there are two.
     #[serde(default)]
     pub inner_vlan: Option<u16>,
+    /// Of an ICMP flow: what its originator sent.
+    #[serde(default)]
+    pub icmp: Option<IcmpMessage>,
     /// The last ICMP error that spoke of the flow.
     #[serde(default)]
-    pub icmp_error: Option<IcmpError>,
+    pub icmp_error: Option<IcmpMessage>,
     /// Of a flow of ICMP errors: what the last of them speaks of.
     #[serde(default)]
     pub speaks_of: Option<SpokenOf>,
@@ -196,7 +205,8 @@ impl FlowSeen {
             tunnel: notes.tunnel,
             vlan: flow.vlan,
             inner_vlan: notes.inner_vlan,
-            icmp_error: notes.icmp_error.map(|error| IcmpError::new(flow.orig_ip, error)),
+            icmp: IcmpMessage::of(flow),
+            icmp_error: notes.icmp_error.map(|error| IcmpMessage::new(flow.orig_ip.to_canonical().is_ipv6(), error)),
             speaks_of: notes.speaks_of.map(|of| SpokenOf {
                 proto: of.proto,
                 source: Endpoint::new((of.src_ip, of.src_port)),

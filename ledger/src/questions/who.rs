@@ -20,7 +20,7 @@ use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
     elsewhere::{AlsoSeen, Elsewhere},
-    lease,
+    icmp, lease,
     parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, Totals, conflict_note, vo_contradiction},
     reasons::Reasons,
     scitags::{self, SciTagClaim},
@@ -189,7 +189,8 @@ fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
     let peer = question.peer.is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
     let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
     // What stands in the place of the responder's port of an ICMP flow is a type and a code.
-    let no_port = flow.direction == Direction::Incoming && matches!(flow.proto, 1 | 58) && question.port.is_some();
+    let no_port =
+        flow.direction == Direction::Incoming && matches!(flow.proto, icmp::V4 | icmp::V6) && question.port.is_some();
     match flow.post_nat {
         _ if !peer || no_port => None,
         _ if is(flow.local()) => Some(MatchedOn::Address),
