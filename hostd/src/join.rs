@@ -109,6 +109,7 @@ mod tests {
             name: TapName::new("vnet0").unwrap(),
             mac: Mac([0; 6]),
             expected: expected.iter().map(|ip| ip.parse().unwrap()).collect(),
+            network: None,
             not_capturable: None,
         };
         let from = |ip, sent| record((ip, 1), ("192.0.2.1", 2), 6, sent);

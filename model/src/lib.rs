@@ -21,6 +21,7 @@ mod instance;
 pub mod link;
 mod mark;
 mod payload;
+pub mod scitags;
 pub mod settings;
 mod time;
 

@@ -144,7 +144,13 @@ impl Host {
             domain: vm(n),
             instance: InstanceId::new(format!("i-{n}")).unwrap(),
             vo: None,
-            tap: Tap { name: TapName::new("vnet0").unwrap(), mac: Mac([0; 6]), expected: vec![], not_capturable: None },
+            tap: Tap {
+                name: TapName::new("vnet0").unwrap(),
+                mac: Mac([0; 6]),
+                expected: vec![],
+                network: None,
+                not_capturable: None,
+            },
         };
         let now = SystemClock.now();
         let mut record = Metered {
