@@ -29,6 +29,7 @@ fn main() {
             mac: Mac([2, 0, 0, 0, 0, 1]),
             expected: vec!["10.0.0.5".parse().unwrap()],
             learnt: Vec::new(),
+            network: None,
             not_capturable: None,
         },
     };

@@ -6,12 +6,13 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     config::{DEFAULT_PATH, DEFAULT_STATUS},
+    offline::MeterArgs,
     top::Sort,
 };
 
 /// Sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 ///
-/// Exit codes: 0 ok, 1 failure, 2 usage or configuration.
+/// Exit codes: 0 ok, 1 failure, 2 usage or configuration, 3 a capture file that breaks off.
 #[derive(Debug, Parser)]
 #[command(name = "hostd", version, max_term_width = 100)]
 pub struct Cli {
@@ -56,6 +57,10 @@ pub enum Command {
         #[arg(long, default_value = DEFAULT_STATUS)]
         socket: PathBuf,
     },
+    /// Meter capture files, with the code that meters the VMs
+    ///
+    /// Records go to standard output, a summary to standard error. Exit code 3: a file breaks off; what came before was metered.
+    Meter(MeterArgs),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

@@ -11,7 +11,7 @@ use vestigo_model::{
     settings::{self, Mistake},
 };
 
-use crate::meter::MeterOptions;
+use crate::meter::{Idle, MeterOptions};
 
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/vestigo/hostd.toml";
@@ -109,34 +109,40 @@ impl Default for Libvirt {
     }
 }
 
-/// `[meter]`: seconds, and a number of flows.
+/// `[meter]`: times, a number of flows, and what is looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Meter {
-    /// Age at which a flow that goes on gets its first record.
-    pub first: u64,
-    /// Time between two records of a flow that goes on.
+    /// Age in milliseconds at which a flow that goes on gets its first record.
+    pub first_ms: u64,
+    /// Seconds between two records of a flow that goes on.
     pub active: u64,
-    /// Quiet time that ends a TCP flow.
+    /// Quiet seconds that end a TCP flow.
     pub idle_tcp: u64,
-    /// Quiet time that ends a UDP flow.
+    /// Quiet seconds that end a UDP flow.
     pub idle_udp: u64,
-    /// Quiet time that ends any other flow.
+    /// Quiet seconds that end any other flow.
     pub idle_other: u64,
     /// Most flows held at once for one tap.
     pub max_flows: usize,
+    /// Meter also what VXLAN and Geneve carry.
+    pub tunnels: bool,
+    /// Take IPv6 flow labels for SciTags.
+    pub scitags: bool,
 }
 
 impl Default for Meter {
     fn default() -> Self {
         let options = MeterOptions::default();
         Self {
-            first: options.first.as_secs(),
+            first_ms: u64::try_from(options.first.as_millis()).unwrap_or(u64::MAX),
             active: options.active.as_secs(),
-            idle_tcp: options.idle_tcp.as_secs(),
-            idle_udp: options.idle_udp.as_secs(),
-            idle_other: options.idle_other.as_secs(),
+            idle_tcp: options.idle.tcp.as_secs(),
+            idle_udp: options.idle.udp.as_secs(),
+            idle_other: options.idle.other.as_secs(),
             max_flows: options.max_flows,
+            tunnels: options.tunnels,
+            scitags: options.scitags,
         }
     }
 }
@@ -146,12 +152,16 @@ impl Meter {
     #[must_use]
     pub fn options(&self) -> MeterOptions {
         MeterOptions {
-            first: Duration::from_secs(self.first),
+            first: Duration::from_millis(self.first_ms),
             active: Duration::from_secs(self.active),
-            idle_tcp: Duration::from_secs(self.idle_tcp),
-            idle_udp: Duration::from_secs(self.idle_udp),
-            idle_other: Duration::from_secs(self.idle_other),
+            idle: Idle {
+                tcp: Duration::from_secs(self.idle_tcp),
+                udp: Duration::from_secs(self.idle_udp),
+                other: Duration::from_secs(self.idle_other),
+            },
             max_flows: self.max_flows,
+            tunnels: self.tunnels,
+            scitags: self.scitags,
             ..MeterOptions::default()
         }
     }

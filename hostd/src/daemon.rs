@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,6 +21,7 @@ use crate::{
     config::{Config, ConfigError},
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
+    meter::MeterOptions,
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
@@ -149,6 +151,9 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     for folder in own.map(PathBuf::as_path).chain(config.status.socket.parent()) {
         fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.to_owned(), source })?;
     }
+    // Whoever can open a channel's socket is taken for the VM behind it.
+    fs::set_permissions(&config.channels, fs::Permissions::from_mode(0o700))
+        .map_err(|source| DaemonError::Folder { path: config.channels.clone(), source })?;
     let options = WriterOptions {
         host: config.host.clone(),
         max_segment_age: Duration::from_secs(config.record.seal_after),
@@ -174,9 +179,10 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         resync: Duration::from_secs(config.libvirt.resync),
     };
     machines::follow(hypervisor, keeper, options, events)?;
+    let scitags = vos.borrow().scitags().flow_label;
     let options = ServiceOptions {
         host: config.host.clone(),
-        meter: config.meter.options(),
+        meter: MeterOptions { scitags, ..config.meter.options() },
         coverage: Duration::from_secs(config.record.coverage),
         agent_silent: Duration::from_secs(config.record.agent_silent),
         bans,

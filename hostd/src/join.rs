@@ -1,13 +1,11 @@
 //! From a tap's record and the lease book to the flow that the ledger keeps. Pure.
 
-use community_id::calculate_community_id;
 use vestigo_model::{Attribution, Basis, Expected, Flow, Quality};
 
 use crate::{
     attribute::{AgentState, LeaseBook},
     capture::{Observed, Tapped},
-    decode::proto,
-    meter::Metered,
+    community::community_id,
 };
 
 /// Joins a record with what is known of its VM.
@@ -58,21 +56,6 @@ pub fn source(flow: &Flow, observed: &Observed) -> (Expected, Option<Basis>) {
     observed.witness.memory().expected(&observed.tap.expected, flow.local().0, flow.last)
 }
 
-/// Community ID v1 with seed 0. For ICMP its "ports" are type and code of what the originator sent.
-fn community_id(record: &Metered) -> String {
-    let (source, destination) = match record.proto {
-        proto::ICMP | proto::ICMPV6 => {
-            let [kind, code] = record.resp.1.to_be_bytes();
-            (Some(kind.into()), Some(code.into()))
-        }
-        proto::TCP | proto::UDP | proto::SCTP => (Some(record.orig.1), Some(record.resp.1)),
-        _ => (None, None),
-    };
-    // An error would mean two address families in one packet, which no decoder yields.
-    calculate_community_id(0, record.orig.0, record.resp.0, source, destination, record.proto, false)
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -81,7 +64,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::witness::TapWitness;
+    use crate::{meter::Metered, witness::TapWitness};
 
     fn record(orig: (&str, u16), resp: (&str, u16), proto: u8, sent: u64) -> Metered {
         let time = Timestamp::from_nanos(1);
@@ -120,6 +103,7 @@ mod tests {
             mac: Mac([0; 6]),
             expected: expected.iter().map(|ip| ip.parse().unwrap()).collect(),
             learnt: Vec::new(),
+            network: None,
             not_capturable: None,
         };
         let from = |ip, sent| record((ip, 1), ("192.0.2.1", 2), 6, sent);

@@ -1,13 +1,14 @@
 //! `hostd`: sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 //!
 //! Pure: [`decode`], [`meter`], [`attribute`], [`unleased`], [`join`], [`bans`], [`tasks`], [`quota`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
-//! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links).
+//! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links), [`offline`] (capture files).
 //! [`service`] owns the state between them; [`daemon`] puts all together.
 
 pub mod attribute;
 pub mod bans;
 pub mod capture;
 pub mod cli;
+pub mod community;
 pub mod config;
 pub mod daemon;
 pub mod decode;
@@ -16,6 +17,7 @@ pub mod guestlink;
 pub mod join;
 pub mod machines;
 pub mod meter;
+pub mod offline;
 pub mod payloads;
 pub mod pin;
 pub mod quota;

@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, Parser as _};
 use hostd::{
     cli::{Cli, Command},
     daemon::{self, DaemonError},
+    offline::{self, MeterArgs, Outcome},
     status, top,
 };
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Top { socket, json: true, .. } => shown(top::json(&socket)),
         Command::Top { socket, sort, once: true, .. } => shown(top::once(&socket, sort)),
         Command::Top { socket, sort, interval, .. } => shown(top::live(&socket, sort, Duration::from_secs(interval))),
+        Command::Meter(args) => return meter(&args),
         Command::Metrics { socket } => shown(metrics(&socket)),
         Command::Man { folder } => ended(clap_mangen::generate_to(Cli::command(), folder).map_err(DaemonError::System)),
     };
@@ -63,4 +65,15 @@ fn failed(error: anyhow::Error, code: u8) -> u8 {
     }
     eprintln!("hostd: {error:#}");
     code
+}
+
+fn meter(args: &MeterArgs) -> ExitCode {
+    match offline::run(args, std::io::stdout().lock(), std::io::stderr()) {
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::Broken) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("hostd: {:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
 }

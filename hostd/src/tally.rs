@@ -107,7 +107,8 @@ impl TapTally {
             self.count(name, number);
         }
         self.count("frames", counts.frames);
-        self.count("evicted", counts.evicted);
+        self.count("folded", counts.folded);
+        self.count("headless", counts.headless);
         self.count("foreign", counts.foreign);
         self.count("orphan_fragments", counts.orphans);
         for (reason, number) in &counts.undecodable {

@@ -104,7 +104,8 @@ pub fn live(socket: &Path, mut sort: Sort, every: Duration) -> Result<(), TopErr
 
 fn page(status: &Status, view: &View) -> String {
     let mut page = render(status, view);
-    page.push_str("q quits, s sorts\n");
+    let by = view.sort.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    page.push_str(&format!("by {by}; q quits, s sorts\n"));
     page
 }
 

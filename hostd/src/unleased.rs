@@ -14,6 +14,9 @@ pub fn harmless(flow: &Flow) -> Option<&'static str> {
     if flow.direction == Direction::Incoming {
         // Others called. What the VM serves is its own affair.
         Some(if flow.sent_by_vm() > 0 { "vm-service" } else { "unanswered" })
+    } else if flow.notes.folded.is_some() && flow.local().1 == 0 {
+        // Of many ports and protocols.
+        Some("folded-over-several-leases")
     } else if keeps_the_link_up(flow) {
         Some("link-control")
     } else if is_icmp(flow) && is_icmp_error(flow.proto, icmp_type(flow)) {

@@ -14,7 +14,9 @@ use fixture::*;
 use serde_json::Value;
 use tempfile::TempDir;
 use vestigo_ledger::{Writer, WriterOptions};
-use vestigo_model::{CoverageState, Fact};
+use vestigo_model::{
+    CoverageState, Direction, Fact, Flow, Folded, Instance, Label, SciTag, SciTagSource, Tunnel, Tuple,
+};
 
 fn ledger() -> TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -30,6 +32,47 @@ fn ledger() -> TempDir {
     writer.append(&facts, &[flow(&vm, 41022, "14:03:22", Some(1))]).unwrap();
     writer.seal(at("14:05:00")).unwrap();
     writer.append(&[], &[flow(&vm, 41023, "14:06:00", Some(1))]).unwrap();
+    root
+}
+
+/// What few flows have: two VMs that talk to each other, a flood, a tunnel, an ICMP error and its flow, a SciTag.
+fn rare() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let network = |mut vm: Instance| {
+        vm.taps[0].network = Some(Label::new("br0").unwrap());
+        vm
+    };
+    let atlas = network(instance("hv1", 1, Some("atlas"), "10.0.0.5"));
+    let cms = network(instance("hv1", 2, Some("cms"), "10.0.0.6"));
+    let facts = [
+        record(at("14:00:00"), Fact::Instance(atlas.clone())),
+        record(at("14:00:00"), Fact::Instance(cms.clone())),
+        record(at("14:01:00"), Fact::Payload(payload(&atlas, 1, "alice", "atlas", (41000, 41999), "14:01:00"))),
+    ];
+    let mut call = flow(&atlas, 41022, "14:03:22", Some(1));
+    (call.resp_ip, call.resp_port, call.vlan) = (ip("10.0.0.6"), 80, Some(7));
+    call.notes.inner_vlan = Some(8);
+    call.notes.scitag = Some(SciTag { experiment: 3, activity: 9, by: SciTagSource::Firefly });
+    let mut there = Flow { tap: cms.taps[0].name.clone(), domain: cms.domain, ..call.clone() };
+    (there.instance, there.vo, there.direction) = (cms.id.clone(), cms.vo.clone(), Direction::Incoming);
+    there.orig_packets -= 1;
+    let mut flood = flow(&atlas, 2048, "14:03:22", None);
+    (flood.resp_ip, flood.resp_port) = (ip("0.0.0.0"), 0);
+    flood.notes.folded = Some(Folded { flows: 900, last_port: 3071 });
+    let mut inner = flow(&atlas, 50_000, "14:03:22", None);
+    inner.notes.tunnel = Some(Tunnel::Vxlan(42));
+    let mut refused = flow(&atlas, 50_001, "14:03:22", None);
+    (refused.proto, refused.notes.icmp_error) = (17, Some(0x0303));
+    let mut error = flow(&atlas, 50_001, "14:03:22", None);
+    (error.orig_ip, error.resp_ip, error.direction) = (error.resp_ip, error.orig_ip, Direction::Incoming);
+    (error.proto, error.orig_port, error.resp_port) = (1, 443, 0x0303);
+    let (src_ip, dst_ip) = (ip("10.0.0.5"), ip("192.0.2.9"));
+    error.notes.speaks_of = Some(Tuple { src_ip, src_port: 50_001, dst_ip, dst_port: 443, proto: 17 });
+    writer.append(&facts, &[call, there, flood, inner, refused, error]).unwrap();
+    writer.seal(at("14:05:00")).unwrap();
     root
 }
 
@@ -113,6 +156,62 @@ fn json_is_versioned_and_holds_the_same() {
     assert_eq!(candidate["guest_claims"]["command"][2], "7 \u{1b}[31m");
     assert!(!text(&output.stdout).contains('\u{1b}'));
     assert_eq!(value["answer"]["coverage"]["complete"], true);
+}
+
+#[test]
+fn what_few_flows_have_is_said_in_words() {
+    let root = rare();
+    let ask = |rest: &str| {
+        let shown = text(&vestigo(root.path(), &format!("who --time 2026-11-22T14:03:22Z {rest}")).stdout);
+        println!("{shown}");
+        shown
+    };
+    let cases: [(&str, &[&str]); 5] = [
+        (
+            "--ip 10.0.0.5 --port 41022",
+            &[
+                "alice (claimed), VO atlas, instance vm-1 (by lease)",
+                "at tap1, VLAN 8 in VLAN 7",
+                "also seen    at tap2 of instance vm-2 on hv1 (VO cms)",
+                "both taps are on network br0 of the host; out 10 packets, 1000 bytes here but 9 packets, 1000 bytes there (lost",
+                "SciTag       experiment 3 (cms), activity 9, by firefly of 1 conversation",
+                "NOTE contradiction: the VM's traffic says it is experiment cms's (SciTag, firefly), but the VM belongs to a tenant of VO atlas",
+            ],
+        ),
+        (
+            "--ip 10.0.0.5 --port 2500 --peer 192.0.2.77",
+            &[
+                "perhaps VO atlas, instance vm-1; nobody more precise is certain",
+                "tcp 10.0.0.5 ports 2048-3071 → up to 900 conversations to peers that were not kept",
+                "one with 192.0.2.77 may or may not be among them",
+            ],
+        ),
+        ("--ip 10.0.0.5 --port 50000", &["inside a vxlan tunnel, network 42; in no sum"]),
+        ("--ip 10.0.0.5 --port 50001", &["last ICMP error about it: refused: port unreachable"]),
+        (
+            "--ip 10.0.0.5 --proto icmp",
+            &[
+                "icmp 10.0.0.5 ← 192.0.2.9 refused: port unreachable",
+                "the last of these errors speaks of udp 10.0.0.5:50001 → 192.0.2.9:443",
+            ],
+        ),
+    ];
+    for (question, words) in cases {
+        let shown = ask(question);
+        for words in words {
+            assert!(shown.contains(words), "{question}: {words} in {shown}");
+        }
+    }
+    let shown =
+        text(&vestigo(root.path(), "ips --vo atlas --from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z").stdout);
+    println!("{shown}");
+    assert!(shown.contains("in-tunnel") && shown.contains("4 (900 folded)"), "{shown}");
+    let output = vestigo(root.path(), "who --time 2026-11-22T14:03:22Z --ip 10.0.0.5 --port 41022 --json");
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let candidate = &value["answer"]["candidates"][0];
+    assert_eq!(candidate["also_seen"][0]["sameness"], "same");
+    assert_eq!(candidate["also_seen"][0]["host_facts"]["vo"], "cms");
+    assert_eq!((&candidate["scitags"][0]["experiment"], &candidate["flows"][0]["inner_vlan"]), (&3.into(), &8.into()));
 }
 
 #[test]

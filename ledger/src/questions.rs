@@ -3,11 +3,14 @@
 //! coverage of its window.
 
 pub mod coverage;
+pub mod elsewhere;
+mod icmp;
 pub mod ips;
 pub mod lease;
 pub mod parts;
 pub mod pilots;
 mod reasons;
+pub mod scitags;
 pub mod who;
 
 use std::time::Duration;
@@ -28,23 +31,27 @@ pub const TOLERANCE: Duration = Duration::from_secs(2);
 pub struct View {
     /// Flows that may matter, by first packet.
     pub flows: Vec<Flow>,
+    /// Flows with another name of a VM that the question found, behind or before the hypervisor's NAT.
+    pub beside: Vec<Flow>,
     /// Facts that touch the window or one of the flows.
     pub facts: Facts,
     /// What the ledger speaks of altogether.
     pub extent: Option<TimeRange>,
 }
 
+/// Other names of the VMs found that are looked for. Behind one address stand no more VMs than a host runs.
+const NAMES: usize = 64;
+
 impl Ledger {
-    fn view(&self, filter: &FlowFilter) -> Result<View, LedgerError> {
-        let flows = self.flows(filter)?;
+    fn view(&self, range: TimeRange, flows: Vec<Flow>, beside: Vec<Flow>) -> Result<View, LedgerError> {
         // A flow in the window may have begun before it, and its payload may have ended before the flow (late packets, while
         // the lease rested): its VM and its payload must be found all the same.
-        let hull = flows.iter().fold(filter.range, |hull, flow| TimeRange {
+        let hull = flows.iter().chain(&beside).fold(range, |hull, flow| TimeRange {
             from: hull.from.min(flow.first - LEASE_REST - TOLERANCE),
             to: hull.to.max(flow.last + TOLERANCE),
         });
         let facts = self.facts(hull)?;
-        Ok(View { flows, facts, extent: self.extent() })
+        Ok(View { flows, beside, facts, extent: self.extent() })
     }
 
     /// Who used an address at a time.
@@ -52,8 +59,14 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn who(&self, question: &who::WhoQuestion) -> Result<who::WhoAnswer, LedgerError> {
-        let filter = FlowFilter { range: question.range, ip: Some(question.ip), vo: None };
-        Ok(who::answer(question, &self.view(&filter)?))
+        let filter = |ip| FlowFilter { range: question.range, ip: Some(ip), vo: None };
+        let asked = filter(question.ip);
+        let flows = self.flows(&asked)?;
+        let mut beside: Vec<Flow> = Vec::new();
+        for name in who::other_names(question, &flows).into_iter().take(NAMES) {
+            beside.extend(self.flows(&filter(name))?.into_iter().filter(|flow| !asked.matches(flow)));
+        }
+        Ok(who::answer(question, &self.view(question.range, flows, beside)?))
     }
 
     /// Which addresses a VO (or one of its pilots) used.
@@ -62,7 +75,7 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn ips(&self, question: &ips::IpsQuestion) -> Result<ips::IpsAnswer, LedgerError> {
         let filter = FlowFilter { range: question.range, ip: None, vo: Some(question.vo.clone()) };
-        Ok(ips::answer(question, &self.view(&filter)?))
+        Ok(ips::answer(question, &self.view(question.range, self.flows(&filter)?, Vec::new())?))
     }
 
     /// Which pilots ran payloads of a user.
@@ -74,7 +87,7 @@ impl Ledger {
         let Some(range) = question.range.or(extent) else {
             return Ok(pilots::PilotsAnswer::default());
         };
-        let view = View { flows: Vec::new(), facts: self.facts(range)?, extent };
+        let view = View { flows: Vec::new(), beside: Vec::new(), facts: self.facts(range)?, extent };
         Ok(pilots::answer(question, range, &view))
     }
 }

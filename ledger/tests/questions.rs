@@ -567,3 +567,52 @@ fn a_guests_clock_reaches_no_further_back_than_its_vms_start() {
     let then = ask("14:25:00", 50000);
     assert_eq!((then.ran_then.len(), then.said_later.len(), then.said_later_total), (0, 100, 150));
 }
+
+/// A flow that went on while its payload's lease was announced: some of its records were written before, some after.
+#[test]
+fn records_of_one_flow_before_and_after_a_late_claim_agree() {
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut late = payload(&vm, 1, "alice", "atlas", (41000, 41999), "14:03:30");
+    late.claimed = at("14:02:00");
+    let mut before = flow(&vm, 41022, "14:03:00", None);
+    before.attribution.reason = "outside-every-lease".to_owned();
+    let mut after = flow(&vm, 41022, "14:04:00", None);
+    after.attribution.reason = vestigo_model::BEGAN_BEFORE.to_owned();
+    let facts = [record(at("14:02:00"), Fact::Instance(vm)), record(at("14:03:30"), Fact::Payload(late))];
+    writer.append(&facts, &[before, after]).unwrap();
+    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    for time in ["14:03:00", "14:04:00"] {
+        let answer = ledger.who(&question(time, "10.0.0.5", Some(41022))).unwrap();
+        let found = &answer.candidates[0];
+        assert_eq!(answer.candidates.len(), 1, "{time}");
+        assert_eq!(found.attribution.quality, Quality::ClaimedLate, "{time}");
+        assert_eq!(found.guest_claims.as_ref().unwrap().user.subject.as_str(), "alice", "{time}");
+    }
+}
+
+#[test]
+fn whose_word_an_address_is_stands_in_the_answer() {
+    use vestigo_model::{Basis, Expected, Learnt};
+    let root = tempfile::tempdir().unwrap();
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let (mut writer, _) = Writer::open(root.path(), options).unwrap();
+    let mut vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    vm.taps[0].expected.clear();
+    vm.taps[0].learnt =
+        vec![Learnt { ip: ip("10.0.0.5"), by: Basis::Dhcp, since: at("14:00:00"), until: Some(at("15:00:00")) }];
+    let mut forged = flow(&vm, 41022, "14:03:22", None);
+    (forged.orig_ip, forged.src_expected) = (ip("198.51.100.7"), Expected::No);
+    writer.append(&[record(at("14:00:00"), Fact::Instance(vm))], &[forged]).unwrap();
+    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let answer = ledger.who(&question("14:03:22", "198.51.100.7", None)).unwrap();
+    let found = &answer.candidates[0];
+    assert_eq!(found.host_facts.learnt_addresses[0].by, Basis::Dhcp);
+    assert!(found.notes.iter().any(|note| note.contains("no DHCP server had given it")), "{:?}", found.notes);
+    let answer = ledger.who(&question("14:03:22", "10.0.0.5", None)).unwrap();
+    assert_eq!(answer.also_given.len(), 1, "by DHCP");
+}

@@ -9,8 +9,28 @@ use fixture::*;
 use proptest::prelude::*;
 use vestigo_ledger::{FlowFilter, Ledger, Writer, WriterOptions};
 use vestigo_model::{
-    Attribution, Direction, EndReason, Expected, Flow, Initiator, PostNat, Quality, TimeRange, Timestamp,
+    Attribution, Direction, EndReason, Expected, Flow, FlowNotes, Folded, Initiator, PostNat, Quality, SciTag,
+    SciTagSource, TimeRange, Timestamp, Tunnel, Tuple,
 };
+
+prop_compose! {
+    fn any_notes()(
+        inner_vlan: Option<u16>, tunnel: Option<(bool, u32)>, folded: Option<(u64, u16)>, icmp_error: Option<u16>,
+        spoken in prop::option::of(any::<(IpAddr, u16, IpAddr, u16, u8)>()), scitag: Option<(u16, u8, bool)>,
+    ) -> FlowNotes {
+        FlowNotes {
+            inner_vlan, icmp_error,
+            tunnel: tunnel.map(|(vxlan, id)| if vxlan { Tunnel::Vxlan(id) } else { Tunnel::Geneve(id) }),
+            folded: folded.map(|(flows, last_port)| Folded { flows, last_port }),
+            speaks_of: spoken.map(|(src, src_port, dst, dst_port, proto)| Tuple {
+                src_ip: src.to_canonical(), src_port, dst_ip: dst.to_canonical(), dst_port, proto,
+            }),
+            scitag: scitag.map(|(experiment, activity, label)| SciTag {
+                experiment, activity, by: if label { SciTagSource::FlowLabel } else { SciTagSource::Firefly },
+            }),
+        }
+    }
+}
 
 prop_compose! {
     fn any_flow()(
@@ -18,6 +38,7 @@ prop_compose! {
         first in 0_i64..4_000_000_000_000_000_000, length in 0_i64..1_000_000_000_000,
         counters: [u64; 4], flags: [u8; 2], vlan: Option<u16>, nat: bool, words in 0_usize..5,
         labelled: bool, reason in ".{0,20}",
+        notes in prop_oneof![2 => Just(FlowNotes::default()), 1 => any_notes()],
     ) -> Flow {
         let vm = instance("hv1", 1, if nat { Some("atlas") } else { None }, "10.0.0.5");
         let canonical = |ip: IpAddr| ip.to_canonical();
@@ -36,6 +57,7 @@ prop_compose! {
                 quality: if labelled { Quality::Observed } else { Quality::Instance },
                 payload: labelled.then(|| uid(7)), reason,
             },
+            notes,
             ..flow(&vm, 1, "14:00:00", None)
         }
     }
@@ -97,4 +119,17 @@ fn pruning_finds_the_needle() {
     let day = TimeRange { from: at("00:00:00"), to: at("23:59:59") };
     let filter = FlowFilter { range: day, ip: Some(ip("203.0.113.1")), vo: None };
     assert_eq!(ledger.flows(&filter).unwrap(), []);
+}
+
+/// `tests/data/before-notes` was written by the version before the columns of notes: a sealed segment and a live log.
+#[test]
+fn a_segment_without_the_columns_of_notes_still_answers() {
+    let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/before-notes");
+    let ledger = Ledger::open(&[old]).unwrap();
+    let day = TimeRange { from: at("00:00:00"), to: at("23:59:59") };
+    let flows = ledger.flows(&FlowFilter { range: day, ip: Some(ip("10.0.0.5")), vo: None }).unwrap();
+    assert_eq!(flows.iter().map(|flow| flow.orig_port).collect::<Vec<_>>(), [41022, 42022, 50000]);
+    assert!(flows.iter().all(|flow| flow.notes.is_empty()));
+    let facts = ledger.facts(day).unwrap();
+    assert!(facts.instances.iter().flat_map(|vm| &vm.taps).all(|tap| tap.network.is_none()) && facts.unreadable == 0);
 }

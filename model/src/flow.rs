@@ -141,6 +141,35 @@ pub enum Tunnel {
     Geneve(u32),
 }
 
+impl Tunnel {
+    /// From the words of a record.
+    #[must_use]
+    pub fn new(kind: &str, id: u32) -> Option<Self> {
+        match kind {
+            "vxlan" => Some(Self::Vxlan(id)),
+            "geneve" => Some(Self::Geneve(id)),
+            _ => None,
+        }
+    }
+
+    /// The word used in records.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::Geneve(_) => "geneve",
+        }
+    }
+
+    /// The network identifier.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        match self {
+            Self::Vxlan(id) | Self::Geneve(id) => id,
+        }
+    }
+}
+
 /// A five-tuple, as a packet has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tuple {

@@ -56,6 +56,11 @@ pub struct Tap {
     /// Addresses that were seen given or announced on it while the VM ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub learnt: Vec<Learnt>,
+    /// The network that it is a port of, as far as the domain XML says: the bridge's name, with `/ID` where the XML gives the port a
+    /// VLAN of its own. Taps of one host with the same name here hand each other's frames on. `None` where the XML does not decide
+    /// it: Open vSwitch keeps several tenants apart on one bridge by tags that libvirt does not know of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Label>,
     /// Why its frames cannot be seen from the host (passthrough, vhost-user …); `None` when they can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_capturable: Option<String>,

@@ -11,7 +11,7 @@ mod transport;
 mod tunnel;
 
 pub use self::{
-    packet::{Fragment, Packet},
+    packet::{Fragment, Packet, address as packet_address},
     scitag::{experiment_and_activity, flow_label},
     transport::{is_icmp_error, spoken_of},
     tunnel::inside,
@@ -59,6 +59,8 @@ pub enum Undecodable {
     Arp,
     /// Some other protocol than IP.
     NotIp,
+    /// A capture file's link type that is not known.
+    LinkType,
     /// Too short to be an Ethernet frame.
     NoEthernet,
     /// More than two VLAN tags.
@@ -73,9 +75,10 @@ pub enum Undecodable {
 
 impl Undecodable {
     /// Every reason, in the order of counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Arp,
         Self::NotIp,
+        Self::LinkType,
         Self::NoEthernet,
         Self::TooManyTags,
         Self::CutShort,
@@ -89,6 +92,7 @@ impl Undecodable {
         match self {
             Self::Arp => "arp",
             Self::NotIp => "not-ip",
+            Self::LinkType => "link-type",
             Self::NoEthernet => "no-ethernet",
             Self::TooManyTags => "too-many-tags",
             Self::CutShort => "cut-short",
@@ -115,20 +119,25 @@ pub fn ethernet(frame: &[u8], wire_len: usize, outer: Option<u16>) -> Result<Pac
 }
 
 fn ethernet_at(frame: &[u8], start: usize, wire_len: usize, outer: Option<u16>) -> Result<Packet, Undecodable> {
-    let link = Link::read(frame, start, outer)?;
-    let mut packet = network(link.kind, frame, link.payload, wire_len)?;
-    [packet.vlan, packet.inner_vlan] = link.tags;
-    Ok(packet)
+    Link::ethernet(frame, start, outer)?.network(frame, wire_len)
+}
+
+/// Decodes what an EtherType announces, `at` bytes into the frame: cooked captures have one, behind a header of their own.
+///
+/// # Errors
+/// As [`ethernet`].
+pub fn cooked(kind: u16, frame: &[u8], at: usize, wire_len: usize) -> Result<Packet, Undecodable> {
+    Link::read(kind, frame, at, None)?.network(frame, wire_len)
 }
 
 /// The ARP packet (RFC 826) in an Ethernet frame, as far as it was captured. `None` if there is none.
 #[must_use]
 pub fn arp(frame: &[u8], outer: Option<u16>) -> Option<&[u8]> {
-    let link = Link::read(frame, 0, outer).ok()?;
+    let link = Link::ethernet(frame, 0, outer).ok()?;
     (link.kind == ether_type::ARP).then(|| frame.get(link.payload..)).flatten()
 }
 
-/// An Ethernet header and its VLAN tags.
+/// What stands before the network header: its EtherType and the VLAN tags.
 struct Link {
     tags: [Option<u16>; 2],
     kind: u16,
@@ -136,10 +145,14 @@ struct Link {
 }
 
 impl Link {
-    fn read(frame: &[u8], start: usize, outer: Option<u16>) -> Result<Self, Undecodable> {
+    fn ethernet(frame: &[u8], start: usize, outer: Option<u16>) -> Result<Self, Undecodable> {
         const ADDRESSES: usize = 12;
         let kind = word(frame, start + ADDRESSES).ok_or(Undecodable::NoEthernet)?;
-        let mut link = Self { tags: [outer, None], kind, payload: start + ADDRESSES + 2 };
+        Self::read(kind, frame, start + ADDRESSES + 2, outer)
+    }
+
+    fn read(kind: u16, frame: &[u8], at: usize, outer: Option<u16>) -> Result<Self, Undecodable> {
+        let mut link = Self { tags: [outer, None], kind, payload: at };
         let mut found = usize::from(outer.is_some());
         while ether_type::TAGS.contains(&link.kind) {
             let slot = link.tags.get_mut(found).ok_or(Undecodable::TooManyTags)?;
@@ -149,13 +162,15 @@ impl Link {
         }
         Ok(link)
     }
+
+    fn network(&self, frame: &[u8], wire_len: usize) -> Result<Packet, Undecodable> {
+        let mut packet = network(self.kind, frame, self.payload, wire_len)?;
+        [packet.vlan, packet.inner_vlan] = self.tags;
+        Ok(packet)
+    }
 }
 
-/// Decodes what an EtherType announces, `at` bytes into the frame (cooked captures have one, behind a header of their own).
-///
-/// # Errors
-/// As [`ethernet`].
-pub fn network(kind: u16, frame: &[u8], at: usize, wire_len: usize) -> Result<Packet, Undecodable> {
+fn network(kind: u16, frame: &[u8], at: usize, wire_len: usize) -> Result<Packet, Undecodable> {
     match kind {
         ether_type::IPV4 => ip::v4(frame, at, wire_len, true),
         ether_type::IPV6 => ip::v6(frame, at, wire_len, true),

@@ -133,7 +133,21 @@ fn tap(position: usize, interface: &Element, metadata: &Metadata, sole: bool) ->
     expected.extend(port_addresses(&name, interface, metadata, sole));
     expected.sort();
     expected.dedup();
-    Some(Tap { name, mac: mac.unwrap_or(Mac([0; 6])), expected, learnt: Vec::new(), not_capturable })
+    let network = if not_capturable.is_none() { network(interface) } else { None };
+    Some(Tap { name, mac: mac.unwrap_or(Mac([0; 6])), expected, learnt: Vec::new(), network, not_capturable })
+}
+
+/// The bridge (of a libvirt network too: the live XML names it) and the port's VLAN. On an Open vSwitch without a VLAN in the XML the
+/// tag is set behind libvirt's back, and a trunk is in several networks.
+fn network(interface: &Element) -> Option<Label> {
+    let bridge = interface.child_attribute("source", "bridge")?;
+    let mut tags = interface.child("vlan").into_iter().flat_map(|vlan| vlan.all("tag"));
+    let open_vswitch = interface.child_attribute("virtualport", "type").is_some();
+    match (tags.next(), tags.next()) {
+        (None, _) if !open_vswitch => metadata::label(bridge),
+        (Some(tag), None) => metadata::label(&format!("{bridge}/{}", tag.attribute("id")?)),
+        _ => None,
+    }
 }
 
 fn why_not_capturable(kind: &str, interface: &Element) -> Option<String> {

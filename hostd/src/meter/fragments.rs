@@ -2,31 +2,47 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use vestigo_model::Tunnel;
+
 use crate::decode::{Fragment, Packet};
 
 /// Datagrams remembered at once; the oldest go first.
 const MAX_DATAGRAMS: usize = 1024;
+/// How long a datagram may be under way, by the meter's clock (RFC 8200, 4.5: 60 s to reassemble).
+const LIFETIME: i64 = 60_000_000_000;
 
-type Key = (u128, u128, u8, u32);
-type Ports = (u16, u16, Option<(u8, u8)>);
+/// Everything by which two fragments belong together, and what keeps two networks apart.
+type Key = (u128, u128, u8, u32, [Option<u16>; 2], Option<Tunnel>);
+
+#[derive(Debug, Clone, Copy)]
+struct First {
+    proto: u8,
+    ports: (u16, u16),
+    icmp: Option<(u8, u8)>,
+    seen: i64,
+}
 
 /// The datagrams of one tap whose first fragment was seen.
 #[derive(Debug, Default)]
 pub struct Fragments {
-    ports: HashMap<Key, Ports>,
+    firsts: HashMap<Key, First>,
     order: VecDeque<Key>,
     orphans: u64,
 }
 
 impl Fragments {
     /// Gives a later fragment the ports of its datagram. One whose first fragment was not seen stays without, and is counted.
-    pub fn resolve(&mut self, packet: &mut Packet) {
+    pub fn resolve(&mut self, packet: &mut Packet, now: i64) {
         let Some(Fragment { id, header, first }) = packet.fragment else { return };
-        let key = (packet.src, packet.dst, header, id);
+        let key = (packet.src, packet.dst, header, id, [packet.vlan, packet.inner_vlan], packet.tunnel);
         if first {
-            self.learn(key, (packet.src_port, packet.dst_port, packet.icmp));
-        } else if let Some((src_port, dst_port, icmp)) = self.ports.get(&key) {
-            (packet.src_port, packet.dst_port, packet.icmp) = (*src_port, *dst_port, *icmp);
+            if !packet.headless {
+                let ports = (packet.src_port, packet.dst_port);
+                self.learn(key, First { proto: packet.proto, ports, icmp: packet.icmp, seen: now });
+            }
+        } else if let Some(first) = self.firsts.get(&key).filter(|first| now.saturating_sub(first.seen) < LIFETIME) {
+            (packet.src_port, packet.dst_port) = first.ports;
+            (packet.proto, packet.icmp) = (first.proto, first.icmp);
             // As good as a first one from here on: its ports are known.
             packet.fragment = None;
         } else {
@@ -39,14 +55,14 @@ impl Fragments {
         std::mem::take(&mut self.orphans)
     }
 
-    fn learn(&mut self, key: Key, ports: Ports) {
-        if self.ports.insert(key, ports).is_some() {
+    fn learn(&mut self, key: Key, first: First) {
+        if self.firsts.insert(key, first).is_some() {
             return;
         }
         self.order.push_back(key);
         let surplus = self.order.len().saturating_sub(MAX_DATAGRAMS);
         for oldest in self.order.drain(..surplus) {
-            self.ports.remove(&oldest);
+            self.firsts.remove(&oldest);
         }
     }
 }
@@ -67,17 +83,20 @@ mod tests {
     #[test]
     fn later_fragments_get_the_ports_and_orphans_are_counted() {
         let mut fragments = Fragments::default();
-        fragments.resolve(&mut fragment(1, true));
+        fragments.resolve(&mut fragment(1, true), 0);
         let mut later = fragment(1, false);
-        fragments.resolve(&mut later);
+        fragments.resolve(&mut later, 1);
         assert_eq!((later.src_port, later.dst_port, later.portless()), (21_000, 53, false));
+        let mut late = fragment(1, false);
+        fragments.resolve(&mut late, LIFETIME);
+        assert!(late.portless());
         let mut orphan = fragment(2, false);
-        fragments.resolve(&mut orphan);
+        fragments.resolve(&mut orphan, 1);
         assert!(orphan.portless());
-        assert_eq!((fragments.take_orphans(), fragments.take_orphans()), (1, 0));
+        assert_eq!((fragments.take_orphans(), fragments.take_orphans()), (2, 0));
         for id in 10..10_000 {
-            fragments.resolve(&mut fragment(id, true));
+            fragments.resolve(&mut fragment(id, true), 2);
         }
-        assert_eq!((fragments.ports.len(), fragments.order.len()), (MAX_DATAGRAMS, MAX_DATAGRAMS));
+        assert_eq!((fragments.firsts.len(), fragments.order.len()), (MAX_DATAGRAMS, MAX_DATAGRAMS));
     }
 }

@@ -1,30 +1,40 @@
-//! The flow table of one tap: packets in, biflow records out. Pure: its clock is the packets' and the caller's.
+//! The meter of one tap: frames in, biflow records out. Pure: its clock is the packets' and the caller's.
 //!
 //! ```text
-//! packet ──► entry (originator kept) ── every `active` ──► record, reason active     (deltas; entry stays)
-//!                 │                  └── quiet for `idle` ► record, reason idle
-//!                 ├── FIN both ways or RST, then `linger` ► record, reason end-of-flow
-//!                 ├── table full: the quietest goes ──────► record, reason lack-of-resources
-//!                 └── tap gone, hostd stops ──────────────► record, reason forced
+//! packet ──► entry (originator kept) ── after `first`, then every `active` ──► record, reason active     (deltas; entry stays)
+//!     │           ├── quiet for `idle` ──────────────────────────────────────► record, reason idle
+//!     │           ├── quiet for `emergency`, table three quarters full ──────► record, reason lack-of-resources
+//!     │           ├── FIN both ways or RST, then `linger` ───────────────────► record, reason end-of-flow
+//!     │           └── tap gone, hostd stops ─────────────────────────────────► record, reason forced
+//!     └── no room ──► share of the VM's port block ── as often ──────────────► record of many, reason lack-of-resources
 //! ```
-//! The first record of a flow that lasts is written after `first`, so that a question asked during an incident does not
-//! wait for the active timeout. The sum over a flow's records is its total.
+//! The sum over a flow's records is its total. Nothing is thrown out for another: what finds no room is folded, and what nobody
+//! takes stays. See docs/metering.md.
 
+mod clock;
+mod entry;
+mod fold;
 mod fragments;
+mod key;
+mod options;
+mod record;
+mod sighting;
+mod slab;
 mod table;
+mod wheel;
 mod witness;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use vestigo_model::{Mac, Timestamp};
 
-use crate::decode::{self, Heading, Undecodable};
+use crate::decode::{self, Heading, Packet, Undecodable};
 
-use fragments::Fragments;
-use table::Table;
+use self::{clock::Clock, fragments::Fragments, key::Key, sighting::Sighting, table::Table};
 
 pub use self::{
-    table::Metered,
+    options::{Idle, MeterOptions},
+    record::Metered,
     witness::{Control, Witness},
 };
 
@@ -75,12 +85,14 @@ pub struct Counts {
     pub to_vm: Traffic,
     /// How many more flows are held than before: the sum of all is how many are held.
     pub live: i64,
-    /// Flows cut short because the table was full.
-    pub evicted: u64,
+    /// Conversations that the table had no room for, at most: counted in full in records that stand for many.
+    pub folded: u64,
     /// Frames from the VM under another hardware address, and flooded ones that are not for it.
     pub foreign: u64,
     /// Later fragments whose first was not seen: metered without ports.
     pub orphans: u64,
+    /// Packets whose transport header was cut off or behind too many others: metered without ports.
+    pub headless: u64,
     /// Frames that are no IP packet, by reason.
     pub undecodable: BTreeMap<Undecodable, u64>,
 }
@@ -92,9 +104,10 @@ impl Counts {
         self.from_vm.add(other.from_vm);
         self.to_vm.add(other.to_vm);
         self.live += other.live;
-        self.evicted += other.evicted;
+        self.folded += other.folded;
         self.foreign += other.foreign;
         self.orphans += other.orphans;
+        self.headless += other.headless;
         for (reason, count) in &other.undecodable {
             *self.undecodable.entry(*reason).or_default() += count;
         }
@@ -107,11 +120,12 @@ pub struct Meter<W = ()> {
     witness: W,
     table: Table,
     fragments: Fragments,
+    clock: Clock,
     mac: Option<Mac>,
+    tunnels: bool,
+    scitags: bool,
     counts: Counts,
     told_live: i64,
-    /// Records that packets brought about, until somebody asks.
-    ready: Vec<Metered>,
 }
 
 impl Meter {
@@ -128,12 +142,14 @@ impl<W: Witness> Meter<W> {
     pub fn with_witness(options: MeterOptions, mac: Option<Mac>, witness: W) -> Self {
         Self {
             witness,
-            table: Table::new(options),
+            table: Table::new(&options),
             fragments: Fragments::default(),
+            clock: Clock::new(),
             mac,
+            tunnels: options.tunnels,
+            scitags: options.scitags,
             counts: Counts::default(),
             told_live: 0,
-            ready: Vec::new(),
         }
     }
 
@@ -142,68 +158,100 @@ impl<W: Witness> Meter<W> {
         &mut self.witness
     }
 
-    /// Takes a frame.
+    /// Takes an Ethernet frame.
     pub fn frame(&mut self, frame: &Frame<'_>) {
-        self.counts.frames += 1;
         if self.is_foreign(frame) {
             self.counts.foreign += 1;
             if frame.heading == Heading::ToVm {
                 // Flooded: it reaches the tap, but is neither from the VM nor for it.
+                self.counts.frames += 1;
                 return;
             }
         }
+        self.decoded(frame, decode::ethernet(frame.bytes, frame.wire_len.max(frame.bytes.len()), frame.vlan));
+    }
+
+    /// Takes a frame of another link layer, as somebody decoded it.
+    pub fn decoded(&mut self, frame: &Frame<'_>, packet: Result<Packet, Undecodable>) {
+        self.counts.frames += 1;
         match frame.heading {
             Heading::FromVm => self.counts.from_vm.note(frame.wire_len),
             Heading::ToVm => self.counts.to_vm.note(frame.wire_len),
         }
-        let mut packet = match decode::ethernet(frame.bytes, frame.wire_len.max(frame.bytes.len()), frame.vlan) {
-            Ok(packet) => packet,
+        match packet {
+            Ok(packet) => {
+                if let Some(control) = Control::of(&packet) {
+                    self.witness.control(frame, control);
+                }
+                let inside = if self.tunnels { decode::inside(frame.bytes, &packet, frame.wire_len) } else { None };
+                self.packet(frame, packet);
+                if let Some(inside) = inside {
+                    self.packet(frame, inside);
+                }
+            }
             Err(reason) => {
                 if reason == Undecodable::Arp {
                     self.witness.control(frame, Control::Arp);
                 }
                 *self.counts.undecodable.entry(reason).or_default() += 1;
-                return;
             }
-        };
-        if let Some(control) = Control::of(&packet) {
-            self.witness.control(frame, control);
         }
-        self.fragments.resolve(&mut packet);
-        self.ready.extend(self.table.packet(&packet, frame.heading, frame.time));
     }
 
-    /// Gives the records that are due at `now`, `room` at most. What finds no room stays due.
+    fn packet(&mut self, frame: &Frame<'_>, mut packet: Packet) {
+        let time = frame.time.as_nanos();
+        let seen = self.clock.at(time);
+        if packet.fragment.is_some() {
+            self.fragments.resolve(&mut packet, seen);
+        }
+        self.counts.headless += u64::from(packet.headless);
+        let sighting = Sighting::new(&packet, frame.heading, time, seen, self.scitags);
+        self.table.packet(sighting);
+        if packet.icmp.is_some() {
+            self.link_error(frame, &packet, &sighting);
+        }
+    }
+
+    /// An error is believed to speak of a flow only where it goes to who sent the packet.
+    fn link_error(&mut self, frame: &Frame<'_>, error: &Packet, sighting: &Sighting) {
+        if let Some(spoken) = decode::spoken_of(frame.bytes, error)
+            && (spoken.src, spoken.v6) == (error.dst, error.v6)
+        {
+            self.table.link(&sighting.key, sighting.icmp.unwrap_or(0), &Key::of(&spoken).0, key::tuple(&spoken));
+        }
+    }
+
+    /// Gives the records that are due at `now`, `room` at most. What finds no room stays due, and keeps its place in the table.
     pub fn due(&mut self, now: Timestamp, room: usize, out: &mut Vec<Metered>) {
-        out.extend(self.ready.drain(..room.min(self.ready.len())));
-        out.extend(self.table.expire(now, room.saturating_sub(out.len())));
+        let now = self.clock.at(now.as_nanos());
+        self.table.due(now, room, out);
     }
 
     /// Ends every flow.
     pub fn flush(&mut self, out: &mut Vec<Metered>) {
-        out.append(&mut self.ready);
-        out.extend(self.table.flush());
+        self.table.flush(out);
     }
 
     /// Takes what was counted.
     pub fn take_counts(&mut self) -> Counts {
-        self.counts.evicted += self.table.take_evicted();
+        self.table.settle();
+        self.counts.folded += self.table.take_folded();
         self.counts.orphans += self.fragments.take_orphans();
         let held = i64::try_from(self.table.len()).unwrap_or(i64::MAX);
         self.counts.live = held - std::mem::replace(&mut self.told_live, held);
         std::mem::take(&mut self.counts)
     }
 
-    /// Flows held now.
+    /// Flows held, but for those of the last few packets: they are counted in batches.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub const fn len(&self) -> usize {
         self.table.len()
     }
 
     /// Whether no flow is held.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
@@ -222,39 +270,6 @@ impl<W: Witness> Meter<W> {
 fn addresses(frame: &[u8]) -> Option<(&[u8; 6], &[u8; 6])> {
     let (dst, rest) = frame.split_first_chunk()?;
     Some((dst, rest.first_chunk()?))
-}
-
-/// Timeouts and bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MeterOptions {
-    /// Age at which a flow that goes on gets its first record.
-    pub first: Duration,
-    /// Time between two records of a flow that goes on.
-    pub active: Duration,
-    /// Quiet time that ends a TCP flow.
-    pub idle_tcp: Duration,
-    /// Quiet time that ends a UDP flow.
-    pub idle_udp: Duration,
-    /// Quiet time that ends any other flow.
-    pub idle_other: Duration,
-    /// How long a closed TCP flow still takes stragglers.
-    pub linger: Duration,
-    /// Most flows held at once for this tap.
-    pub max_flows: usize,
-}
-
-impl Default for MeterOptions {
-    fn default() -> Self {
-        Self {
-            first: Duration::from_secs(2),
-            active: Duration::from_secs(60),
-            idle_tcp: Duration::from_secs(300),
-            idle_udp: Duration::from_secs(60),
-            idle_other: Duration::from_secs(30),
-            linger: Duration::from_secs(1),
-            max_flows: 65_536,
-        }
-    }
 }
 
 #[cfg(test)]

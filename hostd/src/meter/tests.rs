@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used)]
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proptest::prelude::*;
-use vestigo_model::{Direction, EndReason, Initiator, Timestamp};
+use vestigo_model::{Direction, EndReason, Folded, Initiator, Timestamp};
 
-use super::{table::Table, *};
+use super::*;
 use crate::decode::{Heading, Packet, proto, tcp_flag::*};
 
 const VM: &str = "10.0.0.5";
@@ -50,25 +50,57 @@ fn back(flags: u8) -> Packet {
     packet(PEER, 443, VM, 40_000, proto::TCP, flags)
 }
 
-fn run(table: &mut Table, steps: &[(i64, Packet)]) -> Vec<Metered> {
-    let vm: IpAddr = VM.parse().unwrap();
-    steps
-        .iter()
-        .flat_map(|(millis, packet)| {
+/// A table under a clock of its own, as the meter has it.
+struct Bench {
+    table: Table,
+    clock: Clock,
+}
+
+impl Bench {
+    fn new(options: MeterOptions) -> Self {
+        Self { table: Table::new(&options), clock: Clock::new() }
+    }
+
+    fn run(&mut self, steps: &[(i64, Packet)]) {
+        let vm: IpAddr = VM.parse().unwrap();
+        for (millis, packet) in steps {
             let heading = if packet.src_ip() == vm { Heading::FromVm } else { Heading::ToVm };
-            table.packet(packet, heading, at(*millis))
-        })
-        .collect()
+            let time = at(*millis).as_nanos();
+            self.table.packet(Sighting::new(packet, heading, time, self.clock.at(time), false));
+        }
+    }
+
+    fn due(&mut self, millis: i64, room: usize) -> Vec<Metered> {
+        let mut out = Vec::new();
+        self.table.due(self.clock.at(at(millis).as_nanos()), room, &mut out);
+        out
+    }
+
+    fn flush(&mut self) -> Vec<Metered> {
+        let mut out = Vec::new();
+        self.table.flush(&mut out);
+        out
+    }
+}
+
+/// No record before the end.
+fn patient() -> MeterOptions {
+    MeterOptions { first: Duration::MAX, active: Duration::MAX, ..MeterOptions::default() }
 }
 
 #[test]
 fn one_short_connection_is_one_record() {
-    let mut table = Table::new(MeterOptions::default());
-    let steps =
-        [(0, out(SYN)), (1, back(SYN | ACK)), (2, out(ACK)), (3, out(FIN | ACK)), (4, back(FIN | ACK)), (5, out(ACK))];
-    assert!(run(&mut table, &steps).is_empty());
-    assert!(table.expire(at(900), 2000).is_empty());
-    let records = table.expire(at(1200), 2000);
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[
+        (0, out(SYN)),
+        (1, back(SYN | ACK)),
+        (2, out(ACK)),
+        (3, out(FIN | ACK)),
+        (4, back(FIN | ACK)),
+        (5, out(ACK)),
+    ]);
+    assert!(bench.due(900, 2000).is_empty());
+    let records = bench.due(1200, 2000);
     let [record] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!(record.direction, Direction::Outgoing);
     assert_eq!(record.initiator, Initiator::Seen);
@@ -77,45 +109,66 @@ fn one_short_connection_is_one_record() {
     assert_eq!((record.from_orig.0, record.from_resp.0), (4, 2));
     assert_eq!(record.from_orig.2, SYN | ACK | FIN);
     assert_eq!((record.first, record.last), (at(0), at(5)));
-    assert!(table.is_empty());
+    assert_eq!(bench.table.len(), 0);
+}
+
+#[test]
+fn a_flow_that_goes_on_is_told_at_once_each_minute_and_at_its_end() {
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[(0, out(SYN)), (1, back(SYN | ACK))]);
+    let told = |bench: &mut Bench, millis| -> Vec<(EndReason, u64, u64)> {
+        bench.due(millis, 9).iter().map(|r| (r.end_reason, r.from_orig.0, r.from_resp.0)).collect()
+    };
+    assert_eq!(told(&mut bench, 240), []);
+    assert_eq!(told(&mut bench, 250), [(EndReason::Active, 1, 1)]);
+    bench.run(&[(30_000, out(ACK))]);
+    assert_eq!(told(&mut bench, 60_240), []);
+    assert_eq!(told(&mut bench, 60_250), [(EndReason::Active, 1, 0)]);
+    assert_eq!(told(&mut bench, 200_000), [], "nothing new");
+    bench.run(&[(200_001, back(ACK))]);
+    assert_eq!(told(&mut bench, 320_000), [(EndReason::Active, 0, 1)]);
+    assert_eq!(told(&mut bench, 500_000), []);
+    assert_eq!(told(&mut bench, 500_001), [(EndReason::Idle, 0, 0)], "how it ended is said even without a packet");
+    assert_eq!(bench.table.len(), 0);
 }
 
 #[test]
 fn a_call_from_outside_is_incoming() {
-    let mut table = Table::new(MeterOptions::default());
-    run(
-        &mut table,
-        &[(0, packet(PEER, 50_000, VM, 22, proto::TCP, SYN)), (1, packet(VM, 22, PEER, 50_000, proto::TCP, SYN | ACK))],
-    );
-    let record = table.flush().remove(0);
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[
+        (0, packet(PEER, 50_000, VM, 22, proto::TCP, SYN)),
+        (1, packet(VM, 22, PEER, 50_000, proto::TCP, SYN | ACK)),
+    ]);
+    let record = bench.flush().remove(0);
     assert_eq!((record.direction, record.initiator), (Direction::Incoming, Initiator::Seen));
     assert_eq!(record.orig, (PEER.parse().unwrap(), 50_000));
 }
 
 #[test]
 fn a_connection_met_in_the_middle_is_inferred() {
-    let mut table = Table::new(MeterOptions::default());
-    run(&mut table, &[(0, back(ACK)), (1, out(ACK))]);
-    let record = table.flush().remove(0);
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[(0, back(ACK)), (1, out(ACK))]);
+    let record = bench.flush().remove(0);
     assert_eq!((record.direction, record.initiator), (Direction::Outgoing, Initiator::Inferred));
     assert_eq!(record.orig.1, 40_000);
 }
 
 #[test]
 fn the_same_ports_again_are_a_new_flow() {
-    let mut table = Table::new(MeterOptions::default());
-    let records = run(&mut table, &[(0, out(SYN)), (1, back(RST | ACK)), (5, out(SYN))]);
-    assert_eq!(records.len(), 1);
-    assert_eq!(records[0].end_reason, EndReason::EndOfFlow);
-    assert_eq!(table.len(), 1);
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[(0, out(SYN)), (1, back(RST | ACK)), (5, out(SYN)), (6, back(SYN | ACK))]);
+    let mut records = bench.flush();
+    records.sort_by_key(|record| record.first);
+    assert_eq!(records.iter().map(|r| (r.from_orig.0, r.from_resp.0)).collect::<Vec<_>>(), [(1, 1), (1, 1)]);
+    assert_eq!((records[0].end_reason, records[1].end_reason), (EndReason::EndOfFlow, EndReason::Forced));
 }
 
 #[test]
 fn a_ping_and_its_answer_are_one_flow() {
-    let mut table = Table::new(MeterOptions::default());
+    let mut bench = Bench::new(patient());
     let ping = |src, dst, kind| Packet { icmp: Some((kind, 0)), ..packet(src, 77, dst, 0, proto::ICMP, 0) };
-    run(&mut table, &[(0, ping(VM, PEER, 8)), (1, ping(PEER, VM, 0))]);
-    let records = table.expire(at(31_000), 2000);
+    bench.run(&[(0, ping(VM, PEER, 8)), (1, ping(PEER, VM, 0))]);
+    let records = bench.due(31_000, 2000);
     assert_eq!(records.len(), 1);
     assert_eq!((records[0].orig.1, records[0].resp.1), (77, 8 << 8));
     assert_eq!((records[0].from_orig.0, records[0].from_resp.0), (1, 1));
@@ -124,47 +177,153 @@ fn a_ping_and_its_answer_are_one_flow() {
 
 #[test]
 fn a_flood_is_told_in_pieces() {
-    let mut table = Table::new(MeterOptions::default());
+    let mut bench = Bench::new(patient());
     for port in 0..5000 {
-        run(&mut table, &[(0, packet(VM, port, PEER, 53, proto::UDP, 0))]);
+        bench.run(&[(0, packet(VM, port, PEER, 53, proto::UDP, 0))]);
     }
-    let told: Vec<usize> = (0..4).map(|n| table.expire(at(61_000 + n), 2000).len()).collect();
+    let told: Vec<usize> = (0..4).map(|n| bench.due(61_000 + n, 2000).len()).collect();
     assert_eq!(told, [2000, 2000, 1000, 0]);
 }
 
 #[test]
-fn a_full_table_gives_up_the_quietest_and_counts_it() {
-    let mut table = Table::new(MeterOptions { max_flows: 2, ..MeterOptions::default() });
+fn a_full_table_folds_what_is_new_and_throws_out_nothing() {
+    let mut bench = Bench::new(MeterOptions { max_flows: 2, ..patient() });
     let udp = |port| packet(VM, port, PEER, 53, proto::UDP, 0);
-    let records = run(&mut table, &[(0, udp(1)), (1, udp(2)), (2, udp(1)), (3, udp(3))]);
-    assert_eq!(records.len(), 1);
-    assert_eq!((records[0].orig.1, records[0].end_reason), (2, EndReason::LackOfResources));
-    assert_eq!((table.take_evicted(), table.take_evicted()), (1, 0));
+    let answer = |port| packet(PEER, 53, VM, port, proto::UDP, 0);
+    bench.run(&[(0, udp(1)), (1, udp(2)), (2, udp(3)), (3, udp(1023)), (4, udp(1024)), (5, answer(1024))]);
+    bench.run(&[(6, udp(1)), (7, udp(3)), (8, answer(2))]);
+    bench.table.settle();
+    assert_eq!((bench.table.take_folded(), bench.table.take_folded()), (3, 0));
+    let mut records = bench.flush();
+    records.sort_by_key(|record| record.orig.1);
+    let seen: Vec<_> = records.iter().map(|r| (r.orig.1, r.from_orig.0, r.from_resp.0, r.notes.folded)).collect();
+    let folded = |flows, last_port| Some(Folded { flows, last_port });
+    assert_eq!(seen, [(1, 2, 0, None), (2, 1, 1, None), (3, 3, 0, folded(2, 1023)), (1024, 1, 1, folded(1, 1024))]);
+    assert_eq!(records[2].end_reason, EndReason::LackOfResources);
+    assert_eq!(records[2].resp, ("0.0.0.0".parse().unwrap(), 0));
+}
+
+#[test]
+fn aggregates_are_bounded_too() {
+    let mut bench = Bench::new(MeterOptions { max_flows: 0, ..patient() });
+    for port in 0..60_000u16 {
+        let proto = if port % 2 == 0 { proto::UDP } else { proto::TCP };
+        let mut forged = packet(VM, port, PEER, 53, proto, 0);
+        forged.src += u128::from(port % 100);
+        bench.table.packet(Sighting::new(&forged, Heading::FromVm, 0, 0, false));
+    }
+    let records = bench.flush();
+    assert!(records.len() <= 258, "{}", records.len());
+    assert_eq!(records.iter().map(|record| record.from_orig.0 + record.from_resp.0).sum::<u64>(), 60_000);
+    assert!(records.iter().any(|record| record.proto == 255), "a catch-all");
+}
+
+#[test]
+fn under_pressure_quiet_flows_end_earlier_and_say_so() {
+    let mut bench = Bench::new(MeterOptions { max_flows: 100, ..patient() });
+    let udp = |port| packet(VM, port, PEER, 53, proto::UDP, 0);
+    for port in 0..70 {
+        bench.run(&[(0, udp(port))]);
+    }
+    assert_eq!(bench.due(20_000, 2000), []);
+    for port in 70..80 {
+        bench.run(&[(20_000, udp(port))]);
+    }
+    let records = bench.due(20_001, 2000);
+    assert_eq!(records.len(), 70);
+    assert!(records.iter().all(|record| record.end_reason == EndReason::LackOfResources));
+    assert_eq!(bench.due(26_000, 2000), [], "no more pressure");
+    assert_eq!(bench.due(80_000, 2000).len(), 10);
+}
+
+#[test]
+fn a_counter_that_is_full_goes_on_aside() {
+    let mut bench = Bench::new(patient());
+    bench.run(&[(0, out(SYN))]);
+    bench.table.fill_counters(u32::MAX - 1);
+    bench.run(&[(1, out(ACK)), (2, out(ACK)), (3, back(ACK))]);
+    let record = bench.flush().remove(0);
+    assert_eq!((record.from_orig.0, record.from_resp.0), (u64::from(u32::MAX) + 1, 1));
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Step {
+    millis: i64,
+    port: u16,
+    outward: bool,
+    flags: u8,
+    ask: Option<usize>,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = (-2000i64..20_000, 0u16..6, any::<bool>(), 0u8..32, prop::option::weighted(0.3, 0usize..4));
+    let step = step.prop_map(|(millis, port, outward, flags, ask)| Step { millis, port, outward, flags, ask });
+    prop::collection::vec(step, 1..300)
 }
 
 proptest! {
-    /// Whatever the traffic and the moments of expiry: no packet and no byte is lost or counted twice.
+    /// Whatever the traffic, its order, its clock, the moments of asking and the room: no packet and no byte is lost or counted twice, and
+    /// the bounds hold.
     #[test]
-    fn totals_are_the_sum_of_records(steps in prop::collection::vec((0i64..200_000, 0u16..4, any::<bool>(), 0u8..32, any::<bool>()), 1..200)) {
-        let mut table = Table::new(MeterOptions { max_flows: 3, ..MeterOptions::default() });
-        let mut steps = steps;
-        steps.sort_by_key(|step| step.0);
-        let mut records = Vec::new();
-        for (millis, port, outward, flags, expire) in &steps {
-            let packet = if *outward { packet(VM, *port, PEER, 443, proto::TCP, *flags) } else { packet(PEER, 443, VM, *port, proto::TCP, *flags) };
-            records.extend(run(&mut table, &[(*millis, packet)]));
-            if *expire {
-                records.extend(table.expire(at(*millis), 2000));
+    fn totals_are_the_sum_of_records(steps in steps(), max_flows in 0usize..5, first in 0u64..3000) {
+        let options = MeterOptions { max_flows, first: Duration::from_millis(first), ..MeterOptions::default() };
+        let mut bench = Bench::new(options);
+        let (mut now, mut records) = (0, Vec::new());
+        let mut sent: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        for step in &steps {
+            now += step.millis;
+            let packet = if step.outward { packet(VM, step.port, PEER, 443, proto::TCP, step.flags) } else { packet(PEER, 443, VM, step.port, proto::TCP, step.flags) };
+            *sent.entry(packet.src_ip()).or_default() += 1;
+            bench.run(&[(now, packet)]);
+            if let Some(room) = step.ask {
+                let told = bench.due(now, room);
+                prop_assert!(told.len() <= room);
+                records.extend(told);
             }
-            prop_assert!(table.len() <= 3);
+            prop_assert!(bench.table.len() <= max_flows);
         }
-        records.extend(table.flush());
-        let packets: u64 = records.iter().map(|r| r.from_orig.0 + r.from_resp.0).sum();
+        records.extend(bench.flush());
+        prop_assert_eq!(bench.table.len(), 0);
+        let packets = |from_vm: bool| -> u64 {
+            records.iter().map(|r| if (r.direction == Direction::Outgoing) == from_vm { r.from_orig.0 } else { r.from_resp.0 }).sum()
+        };
+        let count = |ip: &str| sent.get(&ip.parse().unwrap()).copied().unwrap_or(0);
+        prop_assert_eq!((packets(true), packets(false)), (count(VM), count(PEER)));
         let bytes: u64 = records.iter().map(|r| r.from_orig.1 + r.from_resp.1).sum();
-        prop_assert_eq!(packets, steps.len() as u64);
         prop_assert_eq!(bytes, 40 * steps.len() as u64);
         for record in &records {
-            prop_assert!(record.first <= record.last);
+            prop_assert!(record.began <= record.first && record.first <= record.last);
         }
+    }
+
+    /// A flow's records tell the same whether it is asked for often or only at the end.
+    #[test]
+    fn deltas_add_up_to_the_total(steps in steps()) {
+        let mut sums: [BTreeMap<u16, [u64; 4]>; 2] = Default::default();
+        for (sums, often) in sums.iter_mut().zip([true, false]) {
+            let endless = Duration::MAX;
+            let idle = Idle { tcp: endless, udp: endless, other: endless };
+            let mut bench = Bench::new(MeterOptions { idle, linger: endless, ..MeterOptions::default() });
+            let (mut now, mut records) = (0, Vec::new());
+            for step in &steps {
+                now += step.millis;
+                let flags = step.flags & ACK;
+                let packet = if step.outward { packet(VM, step.port, PEER, 443, proto::TCP, flags) } else { packet(PEER, 443, VM, step.port, proto::TCP, flags) };
+                bench.run(&[(now, packet)]);
+                if often {
+                    records.extend(bench.due(now, step.ask.unwrap_or(2)));
+                }
+            }
+            records.extend(bench.flush());
+            for record in records {
+                let port = if record.orig.1 == 443 { record.resp.1 } else { record.orig.1 };
+                let sum = sums.entry(port).or_default();
+                for (sum, delta) in sum.iter_mut().zip([record.from_orig.0, record.from_orig.1, record.from_resp.0, record.from_resp.1]) {
+                    *sum += delta;
+                }
+            }
+        }
+        let [often, once] = sums;
+        prop_assert_eq!(often, once);
     }
 }

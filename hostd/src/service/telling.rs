@@ -64,6 +64,10 @@ impl Service {
 
     /// Counts the flow, and what it contradicts: told at once, then once a minute.
     pub(super) async fn note_flow(&mut self, flow: &Flow, tapped: &Tapped) {
+        if flow.orig_packets + flow.resp_packets == 0 {
+            // Only says how a flow ended that was told of before.
+            return;
+        }
         self.vos.entry(flow.vo.clone()).or_default().note(flow);
         let outside = self.contradicts(flow, tapped.record.began);
         let mismarked = self.mismarked(flow, tapped);
@@ -95,7 +99,7 @@ impl Service {
     /// A flow that no lease covers, of a VM whose agent says that everything has one.
     fn contradicts(&self, flow: &Flow, began: Timestamp) -> bool {
         let Some(vm) = self.vms.get(&flow.domain) else { return false };
-        self.book.contradicts(flow, began, vm.watched + self.options.meter.idle_udp)
+        self.book.contradicts(flow, began, vm.watched + self.options.meter.idle.udp)
     }
 
     /// What the VM says of the flow's VO where that is not the tenant's, in words.

@@ -23,7 +23,7 @@ const COLUMNS: [Column; 14] = [
         expendable: 1,
         show: |vm| vm.vo.as_ref().map_or("-".into(), ToString::to_string),
     },
-    Column { heading: "TAPS", right: false, expendable: 7, show: taps },
+    Column { heading: "TAPS", right: false, expendable: 8, show: taps },
     Column {
         heading: "OUT p/s",
         right: true,
@@ -42,18 +42,18 @@ const COLUMNS: [Column; 14] = [
         expendable: 5,
         show: |vm| short(rates(vm, |tap| tap.rates.bytes_from_vm)),
     },
-    Column { heading: "IN B/s", right: true, expendable: 5, show: |vm| short(rates(vm, |tap| tap.rates.bytes_to_vm)) },
+    Column { heading: "IN B/s", right: true, expendable: 6, show: |vm| short(rates(vm, |tap| tap.rates.bytes_to_vm)) },
     Column { heading: "FLOWS", right: true, expendable: 3, show: |vm| short(flows(vm) as f64) },
     Column { heading: "LOST", right: true, expendable: 2, show: |vm| short(lost(vm) as f64) },
-    Column { heading: "FOLDED", right: true, expendable: 6, show: |vm| short(counter(vm, "folded_flows") as f64) },
+    Column { heading: "FOLDED", right: true, expendable: 7, show: |vm| short(counter_of_taps(vm, "folded") as f64) },
     Column { heading: "LEASED", right: true, expendable: 2, show: leased },
-    Column { heading: "PAYL", right: true, expendable: 8, show: |vm| vm.payloads.to_string() },
+    Column { heading: "PAYL", right: true, expendable: 9, show: |vm| vm.payloads.to_string() },
     Column { heading: "AGENT", right: false, expendable: 4, show: |vm| vm.agent.clone() },
     Column { heading: "DOUBTS", right: true, expendable: 3, show: |vm| short(doubts(vm) as f64) },
 ];
 
 /// What of a VM's tap was lost.
-const LOST: [&str; 3] = ["ring_dropped", "unqueued", "evicted"];
+const LOST: [&str; 2] = ["ring_dropped", "unqueued"];
 /// What of a VM one has to wonder about.
 const DOUBTS: [&str; 4] = ["outside_every_lease", "spoofed", "mismarked", "contradicting_claims"];
 
@@ -171,6 +171,10 @@ fn flows(vm: &VmStatus) -> u64 {
 
 fn lost(vm: &VmStatus) -> u64 {
     vm.taps.iter().flat_map(|tap| LOST.iter().filter_map(|name| tap.counters.get(*name))).sum()
+}
+
+fn counter_of_taps(vm: &VmStatus, name: &str) -> u64 {
+    vm.taps.iter().filter_map(|tap| tap.counters.get(name)).sum()
 }
 
 fn doubts(vm: &VmStatus) -> u64 {

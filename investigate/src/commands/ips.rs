@@ -65,6 +65,7 @@ fn row(row: &IpsRow) -> Vec<String> {
     let kind = match row.kind {
         AddressKind::Own => "own",
         AddressKind::PostNat => "post-nat",
+        AddressKind::InTunnel => "in-tunnel",
     };
     let time = |time: Option<vestigo_model::Timestamp>| time.map_or("never".to_owned(), |time| time.to_string());
     vec![
@@ -75,7 +76,7 @@ fn row(row: &IpsRow) -> Vec<String> {
         if row.expected { "yes" } else { "no" }.to_owned(),
         time(row.first),
         time(row.last),
-        row.flows.to_string(),
+        if row.folded > 0 { format!("{} ({} folded)", row.flows, row.folded) } else { row.flows.to_string() },
         row.bytes.to_string(),
     ]
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use vestigo_ledger::{
     Ledger,
     questions::{
-        parts::GuestClaims,
+        parts::{GuestClaims, MatchedOn},
         who::{Candidate, WhoAnswer, WhoQuestion},
     },
 };
@@ -65,7 +65,9 @@ fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
         text.push('\n');
     }
     for (number, candidate) in answer.candidates.iter().enumerate() {
-        let title = format!("Candidate {} of {}: {}", number + 1, answer.candidates.len(), verdict(candidate));
+        let perhaps = if may_be_another(question, candidate) { "perhaps " } else { "" };
+        let (number, of) = (number + 1, answer.candidates.len());
+        let title = format!("Candidate {number} of {of}: {perhaps}{}", verdict(candidate));
         let _ = writeln!(text, "{}", style.heading(&title));
         text.push_str(&candidate_text(candidate, style));
         text.push('\n');
@@ -90,6 +92,12 @@ fn nothing(question: &WhoQuestion) -> &'static str {
     } else {
         "Nothing found: no VM used or was given this address in the window."
     }
+}
+
+/// Whether all that matches is a range of folded conversations, among which the one asked for may not be.
+fn may_be_another(question: &WhoQuestion, candidate: &Candidate) -> bool {
+    let one = question.port.is_some() || question.peer.is_some();
+    one && !candidate.flows.is_empty() && candidate.flows.iter().all(|flow| flow.matched_on == MatchedOn::Folded)
 }
 
 /// The answer in one line, before the particulars: who, of which VO, in which VM, and how certain.
@@ -126,6 +134,8 @@ fn candidate_text(candidate: &Candidate, style: Style) -> String {
         let (flows, out, back) = (candidate.totals.flows, candidate.totals.bytes_out, candidate.totals.bytes_in);
         let _ = writeln!(text, "    in all {flows} flow records, {out} bytes out, {back} bytes in");
     }
+    text.push_str(&folded(candidate));
+    text.push_str(&elsewhere(candidate));
     let claims = "GUEST CLAIMS (said by the agent in the VM; as true as the VO's image)";
     let _ = writeln!(text, "  {}", style.guest(claims));
     match &candidate.guest_claims {
@@ -137,8 +147,30 @@ fn candidate_text(candidate: &Candidate, style: Style) -> String {
         }
         None => text.push_str("    none can be tied to the flows\n"),
     }
+    candidate.scitags.iter().for_each(|claim| text.push_str(&parts::scitag(claim)));
     text.push_str(&ran_then(candidate));
     text.push_str(&link(candidate, style));
+    text
+}
+
+/// What was folded, in sum.
+fn folded(candidate: &Candidate) -> String {
+    let Some(folded) = candidate.folded.filter(|folded| folded.totals.flows > 1) else { return String::new() };
+    let (records, out, back) = (folded.totals.flows, folded.totals.bytes_out, folded.totals.bytes_in);
+    let conversations = folded.conversations;
+    format!("    up to {conversations} conversations folded into {records} records, {out} bytes out, {back} bytes in\n")
+}
+
+/// The other VMs that the candidate's conversations were with.
+fn elsewhere(candidate: &Candidate) -> String {
+    let mut text: String = candidate.also_seen.iter().take(SHOWN).map(parts::also_seen).collect();
+    if let Some(more @ 1..) = candidate.also_seen.len().checked_sub(SHOWN) {
+        let _ = writeln!(text, "    … and {more} more conversations seen at other taps; --json lists up to a hundred");
+    }
+    for facts in candidate.peers_given.iter().take(SHOWN) {
+        let vm = safe(&parts::vm(facts));
+        let _ = writeln!(text, "    a peer's address was given to {vm}, whose taps show nothing of it");
+    }
     text
 }
 

@@ -1,7 +1,11 @@
 //! Host facts and guest claims, visibly apart.
 
-use vestigo_ledger::questions::parts::{FlowSeen, GuestClaims, HostFacts, MatchedOn};
-use vestigo_model::{Expected, Holder, Initiator};
+use vestigo_ledger::questions::{
+    elsewhere::{AlsoSeen, Sameness},
+    parts::{FlowSeen, GuestClaims, HostFacts, MatchedOn},
+    scitags::SciTagClaim,
+};
+use vestigo_model::{Basis, Direction, Expected, Holder, Initiator, SciTagSource};
 
 use super::Lines;
 use crate::arguments::protocol_word;
@@ -33,6 +37,13 @@ pub fn host_facts(facts: &HostFacts) -> String {
     if !facts.expected_addresses.is_empty() {
         lines.field("was given", join(&facts.expected_addresses));
     }
+    for learnt in &facts.learnt_addresses {
+        let words = match learnt.by {
+            Basis::Dhcp => "given by a DHCP server",
+            Basis::Announced | Basis::Cloud => "announced by the VM itself",
+        };
+        lines.field("was seen with", format!("{} ({words}, since {})", learnt.ip, learnt.since));
+    }
     lines.maybe("ran from", facts.start);
     match (facts.start, facts.end) {
         (Some(_), Some(end)) => lines.field("ran to", format!("{} ({})", end.time, word(&end.why))),
@@ -55,12 +66,8 @@ fn join<T: std::fmt::Display>(values: &[T]) -> String {
 /// One flow record.
 pub fn flow(flow: &FlowSeen) -> String {
     let mut lines = Lines::default();
-    let arrow = match flow.direction {
-        vestigo_model::Direction::Outgoing => "→",
-        vestigo_model::Direction::Incoming => "←",
-    };
-    lines.field("flow", format!("{} {} {arrow} {}", protocol_word(flow.proto), flow.vm, flow.peer));
-    lines.field("", format!("{} to {} at {}", flow.first, flow.last, flow.tap));
+    lines.field("flow", ends(flow));
+    lines.field("", format!("{} to {} at {}{}", flow.first, flow.last, flow.tap, vlan(flow)));
     lines.field(
         "",
         format!(
@@ -68,16 +75,91 @@ pub fn flow(flow: &FlowSeen) -> String {
             flow.packets_out, flow.bytes_out, flow.packets_in, flow.bytes_in, flow.end_reason
         ),
     );
+    if let Some(tunnel) = flow.tunnel {
+        lines.field("", format!("inside a {} tunnel, network {}; in no sum", tunnel.kind(), tunnel.id()));
+    }
+    if let Some(echo) = flow.icmp.as_ref().filter(|icmp| icmp.words.starts_with("echo")) {
+        let identifier = if flow.direction == Direction::Outgoing { flow.vm.port } else { flow.peer.port };
+        lines.field("", format!("type {} code {}, identifier {identifier}", echo.kind, echo.code));
+    }
+    if let Some(error) = &flow.icmp_error {
+        lines.field("", format!("last ICMP error about it: {}", error.words));
+    }
+    if let Some(of) = &flow.speaks_of {
+        let words = format!("{} {} → {}", protocol_word(of.proto), of.source, of.destination);
+        lines.field("", format!("the last of these errors speaks of {words}"));
+    }
     if let Some(nat) = flow.post_nat {
         let asked = if flow.matched_on == MatchedOn::PostNat { " (the address asked for)" } else { "" };
         lines.field("", format!("seen by the world as {} port {}{asked}", nat.ip, nat.port));
     }
-    if flow.initiator != Initiator::Seen {
+    if flow.initiator != Initiator::Seen && flow.folded.is_none() {
         lines.field("", format!("who began is {}", flow.initiator));
     }
     if flow.src_expected != Expected::Yes {
         lines.field("", format!("the VM's address is expected: {}", flow.src_expected));
     }
+    lines.finish()
+}
+
+/// Protocol and both sides; many of them where conversations were folded.
+fn ends(flow: &FlowSeen) -> String {
+    let (proto, vm) = (protocol_word(flow.proto), flow.vm);
+    let (arrow, way) = match flow.direction {
+        Direction::Outgoing => ("→", "to"),
+        Direction::Incoming => ("←", "from"),
+    };
+    match (flow.folded, &flow.icmp) {
+        (None, None) => format!("{proto} {vm} {arrow} {}", flow.peer),
+        (None, Some(icmp)) => format!("{proto} {} {arrow} {} {}", vm.ip, flow.peer.ip, icmp.words),
+        (Some(folded), _) => {
+            let ports = format!("ports {}-{}", vm.port, folded.last_port);
+            format!(
+                "{proto} {} {ports} {arrow} up to {} conversations {way} peers that were not kept",
+                vm.ip, folded.flows
+            )
+        }
+    }
+}
+
+fn vlan(flow: &FlowSeen) -> String {
+    match (flow.vlan, flow.inner_vlan) {
+        (Some(vlan), Some(inner)) => format!(", VLAN {inner} in VLAN {vlan}"),
+        (Some(vlan), None) | (None, Some(vlan)) => format!(", VLAN {vlan}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Where else a candidate's conversation was seen.
+pub fn also_seen(seen: &AlsoSeen) -> String {
+    let mut lines = Lines::default();
+    let facts = &seen.host_facts;
+    let name = match seen.sameness {
+        Sameness::Same => "also seen",
+        Sameness::MayBe => "may be seen",
+    };
+    lines.field(name, format!("at {} of {}", seen.tap, vm(facts)));
+    lines.field("", format!("{} {} ↔ {} (its own)", protocol_word(seen.proto), seen.candidate, seen.vm));
+    lines.field("", &seen.why);
+    lines.finish()
+}
+
+/// A VM in a few words.
+pub fn vm(facts: &HostFacts) -> String {
+    format!("instance {} on {} (VO {})", facts.instance, facts.host, vo_word(facts.vo.as_ref()))
+}
+
+/// What the VM's traffic says of its VO.
+pub fn scitag(claim: &SciTagClaim) -> String {
+    let mut lines = Lines::default();
+    let name = claim.name.as_deref().unwrap_or("not in the registry");
+    let by = match claim.by {
+        SciTagSource::FlowLabel => "flow label",
+        SciTagSource::Firefly => "firefly",
+    };
+    let (experiment, activity, of) = (claim.experiment, claim.activity, claim.conversations);
+    let many = if of == 1 { "conversation" } else { "conversations" };
+    lines.field("SciTag", format!("experiment {experiment} ({name}), activity {activity}, by {by} of {of} {many}"));
     lines.finish()
 }
 

@@ -35,6 +35,8 @@ pub enum AddressKind {
     Own,
     /// What the world saw behind the hypervisor's NAT.
     PostNat,
+    /// One that the VM used inside a tunnel: it means something there, and nothing outside.
+    InTunnel,
 }
 
 /// One address of one VM.
@@ -60,7 +62,10 @@ pub struct IpsRow {
     pub last: Option<Timestamp>,
     /// Flow records.
     pub flows: u64,
-    /// Bytes both ways.
+    /// Conversations that were folded into some of these records, at most.
+    #[serde(default)]
+    pub folded: u64,
+    /// Bytes both ways. Those in a tunnel are counted again with the tunnel's own addresses.
     pub bytes: u64,
 }
 
@@ -155,7 +160,8 @@ fn expect(instance: &Instance, payloads: &[&Payload], rows: &mut BTreeMap<Key, I
 }
 
 fn count(flow: &Flow, rows: &mut BTreeMap<Key, IpsRow>) {
-    let own = Some((flow.local().0, AddressKind::Own));
+    let kind = if flow.notes.tunnel.is_some() { AddressKind::InTunnel } else { AddressKind::Own };
+    let own = Some((flow.local().0, kind));
     let seen = flow.post_nat.map(|nat| (nat.ip, AddressKind::PostNat));
     for (ip, kind) in own.into_iter().chain(seen) {
         let row = row(rows, ip, kind, (&flow.instance, flow.domain, &flow.host));
@@ -163,7 +169,8 @@ fn count(flow: &Flow, rows: &mut BTreeMap<Key, IpsRow>) {
         row.first = Some(row.first.map_or(flow.first, |first| first.min(flow.first)));
         row.last = row.last.max(Some(flow.last));
         row.flows += 1;
-        row.bytes += flow.orig_bytes.saturating_add(flow.resp_bytes);
+        row.folded = row.folded.saturating_add(flow.notes.folded.map_or(0, |folded| folded.flows));
+        row.bytes = row.bytes.saturating_add(flow.orig_bytes).saturating_add(flow.resp_bytes);
     }
 }
 
@@ -185,6 +192,7 @@ fn row<'a>(
         first: None,
         last: None,
         flows: 0,
+        folded: 0,
         bytes: 0,
     })
 }

@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    Access, Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, Holder, HostId, Initiator, Instance,
-    InstanceEnd, InstanceId, Label, Lease, Payload, PayloadClaim, PayloadEnd, PayloadId, PayloadUid, PilotId, PostNat,
-    Project, TapName, TaskMark, Timestamp, TokenMark, Trust, User, Vo,
+    Access, Cloud, DomainUuid, EndReason, Enforcement, Executable, Expected, Flow, Folded, Holder, HostId, Initiator,
+    Instance, InstanceEnd, InstanceId, Label, Learnt, Lease, Payload, PayloadClaim, PayloadEnd, PayloadId, PayloadUid,
+    PilotId, PostNat, Project, TapName, TaskMark, Timestamp, TokenMark, Trust, Tunnel, User, Vo,
 };
+
+use super::icmp;
 
 /// An address and a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,6 +40,94 @@ pub enum MatchedOn {
     Address,
     /// The address that the world saw behind the hypervisor's NAT.
     PostNat,
+    /// The address that the VM itself used and the range of ports that folded conversations lie in: the one asked for may be among them.
+    Folded,
+}
+
+/// Sums over flow records, seen from the VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Records.
+    pub flows: u64,
+    /// Packets from the VM.
+    pub packets_out: u64,
+    /// Bytes from the VM.
+    pub bytes_out: u64,
+    /// Packets to the VM.
+    pub packets_in: u64,
+    /// Bytes to the VM.
+    pub bytes_in: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, flow: &Flow) {
+        let [(packets_out, bytes_out), (packets_in, bytes_in)] = out_and_in(flow);
+        self.flows += 1;
+        self.packets_out = self.packets_out.saturating_add(packets_out);
+        self.bytes_out = self.bytes_out.saturating_add(bytes_out);
+        self.packets_in = self.packets_in.saturating_add(packets_in);
+        self.bytes_in = self.bytes_in.saturating_add(bytes_in);
+    }
+
+    /// The same, seen from the other side.
+    pub(crate) const fn turned(self) -> Self {
+        Self {
+            flows: self.flows,
+            packets_out: self.packets_in,
+            bytes_out: self.bytes_in,
+            packets_in: self.packets_out,
+            bytes_in: self.bytes_out,
+        }
+    }
+
+    /// Whether packets and bytes agree, however many records they lie in.
+    pub(crate) fn agrees(self, other: Self) -> bool {
+        Self { flows: 0, ..self } == Self { flows: 0, ..other }
+    }
+}
+
+/// Packets and bytes from the VM, and to it.
+const fn out_and_in(flow: &Flow) -> [(u64, u64); 2] {
+    let (orig, resp) = ((flow.orig_packets, flow.orig_bytes), (flow.resp_packets, flow.resp_bytes));
+    match flow.direction {
+        vestigo_model::Direction::Outgoing => [orig, resp],
+        vestigo_model::Direction::Incoming => [resp, orig],
+    }
+}
+
+/// What an ICMP packet says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IcmpMessage {
+    /// ICMP's (or ICMPv6's) type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// In words.
+    pub words: String,
+}
+
+impl IcmpMessage {
+    fn new(v6: bool, kind_and_code: u16) -> Self {
+        let [kind, code] = kind_and_code.to_be_bytes();
+        Self { kind, code, words: icmp::words(v6, kind, code) }
+    }
+
+    /// What the originator of an ICMP flow sent.
+    fn of(flow: &Flow) -> Option<Self> {
+        let ours = flow.notes.folded.is_none() && matches!(flow.proto, icmp::V4 | icmp::V6);
+        ours.then(|| Self::new(flow.proto == icmp::V6, flow.resp_port))
+    }
+}
+
+/// The packet that an ICMP error speaks of, by the word of whoever sent the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpokenOf {
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Who had sent it.
+    pub source: Endpoint,
+    /// Where to.
+    pub destination: Endpoint,
 }
 
 /// A flow as an answer shows it: seen from the VM, without what a guest's claim adds to it.
@@ -53,8 +143,29 @@ pub struct FlowSeen {
     pub direction: vestigo_model::Direction,
     /// The VM's side.
     pub vm: Endpoint,
-    /// The other side.
+    /// The other side; unspecified with port 0 where conversations were folded.
     pub peer: Endpoint,
+    /// Conversations that were folded into this record, at most, and the last port on the VM's side, where they were.
+    #[serde(default)]
+    pub folded: Option<Folded>,
+    /// The record is of packets inside a tunnel.
+    #[serde(default)]
+    pub tunnel: Option<Tunnel>,
+    /// 802.1Q VLAN id, if tagged.
+    #[serde(default)]
+    pub vlan: Option<u16>,
+    /// The second tag's, if there are two.
+    #[serde(default)]
+    pub inner_vlan: Option<u16>,
+    /// Of an ICMP flow: what its originator sent.
+    #[serde(default)]
+    pub icmp: Option<IcmpMessage>,
+    /// The last ICMP error that spoke of the flow.
+    #[serde(default)]
+    pub icmp_error: Option<IcmpMessage>,
+    /// Of a flow of ICMP errors: what the last of them speaks of.
+    #[serde(default)]
+    pub speaks_of: Option<SpokenOf>,
     /// What the world saw of the VM, if translated.
     pub post_nat: Option<PostNat>,
     /// Which of the two the question named.
@@ -81,12 +192,8 @@ pub struct FlowSeen {
 
 impl FlowSeen {
     pub(crate) fn new(flow: &Flow, matched_on: MatchedOn) -> Self {
-        let orig = (flow.orig_packets, flow.orig_bytes);
-        let resp = (flow.resp_packets, flow.resp_bytes);
-        let ((packets_out, bytes_out), (packets_in, bytes_in)) = match flow.direction {
-            vestigo_model::Direction::Outgoing => (orig, resp),
-            vestigo_model::Direction::Incoming => (resp, orig),
-        };
+        let [(packets_out, bytes_out), (packets_in, bytes_in)] = out_and_in(flow);
+        let notes = &flow.notes;
         Self {
             tap: flow.tap.clone(),
             first: flow.first,
@@ -94,6 +201,17 @@ impl FlowSeen {
             direction: flow.direction,
             vm: Endpoint::new(flow.local()),
             peer: Endpoint::new(flow.peer()),
+            folded: notes.folded,
+            tunnel: notes.tunnel,
+            vlan: flow.vlan,
+            inner_vlan: notes.inner_vlan,
+            icmp: IcmpMessage::of(flow),
+            icmp_error: notes.icmp_error.map(|error| IcmpMessage::new(flow.orig_ip.to_canonical().is_ipv6(), error)),
+            speaks_of: notes.speaks_of.map(|of| SpokenOf {
+                proto: of.proto,
+                source: Endpoint::new((of.src_ip, of.src_port)),
+                destination: Endpoint::new((of.dst_ip, of.dst_port)),
+            }),
             post_nat: flow.post_nat,
             matched_on,
             proto: flow.proto,
@@ -134,6 +252,9 @@ pub struct HostFacts {
     pub taps: Vec<TapName>,
     /// Addresses the cloud gave it.
     pub expected_addresses: Vec<IpAddr>,
+    /// Addresses that were seen given to it by DHCP, or announced by it, on its taps: when, and whose word that is.
+    #[serde(default)]
+    pub learnt_addresses: Vec<Learnt>,
     /// When it began to run there.
     pub start: Option<Timestamp>,
     /// When and why it ended.
@@ -155,6 +276,7 @@ impl HostFacts {
             host: instance.host.clone(),
             taps: instance.taps.iter().map(|tap| tap.name.clone()).collect(),
             expected_addresses: expected.map(IpAddr::to_canonical).collect(),
+            learnt_addresses: instance.taps.iter().flat_map(|tap| tap.learnt.iter().copied()).collect(),
             start: Some(instance.start),
             end: instance.end,
         }
@@ -174,6 +296,7 @@ impl HostFacts {
             host: flow.host.clone(),
             taps: vec![flow.tap.clone()],
             expected_addresses: Vec::new(),
+            learnt_addresses: Vec::new(),
             start: None,
             end: None,
         }

@@ -12,15 +12,18 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Payload, PayloadUid, Quality, TimeRange, Timestamp,
+    Basis, Direction, DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Learnt, Payload, PayloadUid, Quality,
+    Tap, TimeRange, Timestamp,
 };
 
 use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
-    lease,
-    parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, conflict_note, vo_contradiction},
+    elsewhere::{AlsoSeen, Elsewhere},
+    icmp, lease,
+    parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, Totals, conflict_note, vo_contradiction},
     reasons::Reasons,
+    scitags::{self, SciTagClaim},
 };
 use crate::segment::scan::same;
 
@@ -44,19 +47,14 @@ pub struct WhoQuestion {
     pub instance: Option<InstanceId>,
 }
 
-/// Sums over all matched flow records.
+/// Conversations that were folded because their VM had more of them at once than the host keeps apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Records.
-    pub flows: u64,
-    /// Packets from the VM.
-    pub packets_out: u64,
-    /// Bytes from the VM.
-    pub bytes_out: u64,
-    /// Packets to the VM.
-    pub packets_in: u64,
-    /// Bytes to the VM.
-    pub bytes_in: u64,
+pub struct FoldedSum {
+    /// How many, at most.
+    pub conversations: u64,
+    /// What the records that stand for them count; their peers were not kept.
+    #[serde(flatten)]
+    pub totals: Totals,
 }
 
 /// One that may have done it.
@@ -64,10 +62,26 @@ pub struct Totals {
 pub struct Candidate {
     /// Known by the host.
     pub host_facts: HostFacts,
-    /// Seen by the host: the flow records that match, the earliest first, at most a hundred.
+    /// Seen by the host: the flow records that match, the earliest first and folded ones last, at most a hundred. None means that
+    /// the VM was only *given* the address.
     pub flows: Vec<FlowSeen>,
-    /// Sums over all of them; no records means that the VM was only *given* the address.
+    /// Sums over all of them but those that are folded or inside tunnels.
     pub totals: Totals,
+    /// Folded conversations among which the one asked for may be.
+    #[serde(default)]
+    pub folded: Option<FoldedSum>,
+    /// Records of packets inside tunnels, which the tunnel's own flow counts already.
+    #[serde(default)]
+    pub inside_tunnels: u64,
+    /// The same conversations at the taps of other VMs, at most a hundred.
+    #[serde(default)]
+    pub also_seen: Vec<AlsoSeen>,
+    /// Other VMs that were given the address of a peer, where their taps show nothing of it. At most a hundred.
+    #[serde(default)]
+    pub peers_given: Vec<HostFacts>,
+    /// Said by the VM's own traffic about its VO.
+    #[serde(default)]
+    pub scitags: Vec<SciTagClaim>,
     /// Said by the guest about the payload behind the flows; `None` when only the VM is certain.
     pub guest_claims: Option<GuestClaims>,
     /// Said by the guest later under the same run id, and different: the first claim holds. At most a hundred.
@@ -136,7 +150,11 @@ struct Group<'a> {
 pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
     let groups = groups(question, view);
     let given = given(question, view, &groups);
-    let mut candidates: Vec<Candidate> = groups.into_values().map(|group| candidate(&group, view)).collect();
+    let elsewhere = Elsewhere::new(view);
+    let of_group = |group: &Group<'_>| candidate(question, group, view, &elsewhere);
+    let mut candidates: Vec<Candidate> = groups.values().map(of_group).collect();
+    // One of which only folded conversations match may have had nothing to do with it.
+    candidates.sort_by_key(|candidate| candidate.flows.iter().all(|flow| flow.matched_on == MatchedOn::Folded));
     let mut also_given: Vec<HostFacts> = Vec::new();
     if candidates.is_empty() {
         candidates = given.into_iter().map(|instance| given_only(instance, question, view)).collect();
@@ -158,16 +176,34 @@ pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
 
 /// Whether the flow matches, and by which of the VM's tuples.
 fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
-    let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
-    let (peer_ip, peer_port) = flow.peer();
-    let peer = question.peer.is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
-    if !peer || !about(question, flow) {
+    if !about(question, flow) {
         return None;
     }
-    if is(flow.local()) {
-        return Some(MatchedOn::Address);
+    if let Some(folded) = flow.notes.folded {
+        // The peer was not kept: it may be the one asked for.
+        let (ip, first) = flow.local();
+        let held = question.port.is_none_or(|asked| (first..=folded.last_port).contains(&asked));
+        return (same(ip, question.ip) && held).then_some(MatchedOn::Folded);
     }
-    flow.post_nat.filter(|nat| is((nat.ip, nat.port))).map(|_| MatchedOn::PostNat)
+    let (peer_ip, peer_port) = flow.peer();
+    let peer = question.peer.is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
+    let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
+    // What stands in the place of the responder's port of an ICMP flow is a type and a code.
+    let no_port =
+        flow.direction == Direction::Incoming && matches!(flow.proto, icmp::V4 | icmp::V6) && question.port.is_some();
+    match flow.post_nat {
+        _ if !peer || no_port => None,
+        _ if is(flow.local()) => Some(MatchedOn::Address),
+        Some(nat) if is((nat.ip, nat.port)) => Some(MatchedOn::PostNat),
+        _ => None,
+    }
+}
+
+/// What else, than the address asked for, the VMs found are called on one side or the other of the hypervisor's NAT.
+pub(super) fn other_names(question: &WhoQuestion, flows: &[Flow]) -> BTreeSet<IpAddr> {
+    let found = flows.iter().filter(|flow| flow.post_nat.is_some() && matched(question, flow).is_some());
+    let names = found.flat_map(|flow| [Some(flow.local().0), flow.post_nat.map(|nat| nat.ip)]).flatten();
+    names.map(|ip| ip.to_canonical()).filter(|ip| !same(*ip, question.ip)).collect()
 }
 
 /// What the question says beside the addresses.
@@ -210,15 +246,27 @@ pub(crate) fn interval<'a>(instances: &'a [Instance], flow: &Flow) -> Option<&'a
         .max_by_key(|i| i.start)
 }
 
-fn candidate(group: &Group<'_>, view: &View) -> Candidate {
+fn candidate(question: &WhoQuestion, group: &Group<'_>, view: &View, elsewhere: &Elsewhere<'_>) -> Candidate {
     let host_facts = group.host_facts.clone();
     let attribution = group.reasons.link();
-    let notes = notes(group, attribution.quality);
+    let sums = Sums::of(&group.flows);
+    let scitags = scitags::claims(&group.flows);
+    let mut notes = notes(group, attribution.quality);
+    notes.extend(scitags::contradictions(&scitags, host_facts.vo.as_ref()));
+    notes.extend(sums.notes(question));
     let asked = hull(&group.flows).filter(|_| group.payload.is_none());
     let ran = asked.map(|range| ran_then(&host_facts, range, view)).unwrap_or_default();
+    let also_seen = elsewhere.also_seen(&group.flows);
+    let is_folded = |on: &MatchedOn| *on == MatchedOn::Folded;
+    let (folded, plain): (Vec<_>, Vec<_>) = group.flows.iter().partition(|(_, on)| is_folded(on));
     Candidate {
-        flows: group.flows.iter().take(SHOWN).map(|(flow, on)| FlowSeen::new(flow, *on)).collect(),
-        totals: totals(&group.flows),
+        flows: plain.iter().chain(&folded).take(SHOWN).map(|(flow, on)| FlowSeen::new(flow, *on)).collect(),
+        totals: sums.totals,
+        folded: (sums.folded.totals.flows > 0).then_some(sums.folded),
+        inside_tunnels: sums.inside_tunnels,
+        peers_given: elsewhere.peers_given(&group.flows, &also_seen),
+        also_seen,
+        scitags,
         guest_claims: group.payload.map(GuestClaims::new),
         later_claims: group.conflicting.iter().take(SHOWN).map(GuestClaims::new).collect(),
         attribution,
@@ -241,17 +289,57 @@ fn hull(flows: &[(&Flow, MatchedOn)]) -> Option<TimeRange> {
     TimeRange::new(from, to)
 }
 
-fn totals(flows: &[(&Flow, MatchedOn)]) -> Totals {
-    let mut totals = Totals::default();
-    for (flow, on) in flows {
-        let seen = FlowSeen::new(flow, *on);
-        totals.flows += 1;
-        totals.packets_out += seen.packets_out;
-        totals.bytes_out += seen.bytes_out;
-        totals.packets_in += seen.packets_in;
-        totals.bytes_in += seen.bytes_in;
+/// What a candidate's records count, each packet once.
+#[derive(Default)]
+struct Sums {
+    totals: Totals,
+    folded: FoldedSum,
+    inside_tunnels: u64,
+}
+
+impl Sums {
+    fn of(flows: &[(&Flow, MatchedOn)]) -> Self {
+        let mut sums = Self::default();
+        for (flow, _) in flows {
+            match (flow.notes.tunnel, flow.notes.folded) {
+                (Some(_), _) => sums.inside_tunnels += 1,
+                (None, Some(folded)) => {
+                    sums.folded.conversations = sums.folded.conversations.saturating_add(folded.flows);
+                    sums.folded.totals.add(flow);
+                }
+                (None, None) => sums.totals.add(flow),
+            }
+        }
+        sums
     }
-    totals
+
+    fn notes(&self, question: &WhoQuestion) -> Vec<String> {
+        let mut notes = Vec::new();
+        let FoldedSum { conversations, totals } = self.folded;
+        if totals.flows > 0 {
+            let one = match (question.peer, question.port) {
+                (Some((ip, _)), _) => format!("; one with {ip} may or may not be among them"),
+                (None, Some(port)) => format!("; one from port {port} may or may not be among them"),
+                (None, None) => String::new(),
+            };
+            notes.push(format!(
+                "the VM had more conversations at once than the host keeps apart (a scan, a flood): up to {conversations} were folded \
+                 into {}, counted in full, but whom they were with was not kept{one}",
+                records(totals.flows)
+            ));
+        }
+        if self.inside_tunnels > 0 {
+            notes.push(format!(
+                "{} of packets inside a tunnel: shown, but in no sum, for the tunnel's own flow has them",
+                records(self.inside_tunnels)
+            ));
+        }
+        notes
+    }
+}
+
+fn records(count: u64) -> String {
+    if count == 1 { "1 record".to_owned() } else { format!("{count} records") }
 }
 
 /// Payloads that ran then, by what their guest says.
@@ -291,12 +379,23 @@ fn notes(group: &Group<'_>, quality: Quality) -> Vec<String> {
     if group.payload.is_none() && quality != Quality::Instance {
         notes.push("the payload's record was not found in the ledgers asked".to_owned());
     }
-    if group.flows.iter().any(|(flow, _)| flow.src_expected == Expected::No) {
-        notes.push(
-            "the VM used an address that the cloud had not given it (spoofed, or the metadata was behind)".to_owned(),
-        );
+    if let Some((flow, _)) = group.flows.iter().find(|(flow, _)| flow.src_expected == Expected::No) {
+        let (ip, time) = (flow.local().0, flow.last);
+        let (_, basis) = vestigo_model::expected(&facts.expected_addresses, &facts.learnt_addresses, ip, time);
+        let not_given = match basis {
+            Some(Basis::Dhcp) => "that no DHCP server had given it, nor had it announced it (spoofed)",
+            _ => "that the cloud had not given it (spoofed, or the metadata was behind)",
+        };
+        notes.push(format!("the VM used an address {not_given}"));
     }
     notes
+}
+
+/// Whether the cloud, or a DHCP server, gave the tap the address then.
+fn was_given(tap: &Tap, question: &WhoQuestion) -> bool {
+    let then = |learnt: &&Learnt| learnt.by == Basis::Dhcp && question.range.touches(learnt.since, learnt.until);
+    let by_dhcp = tap.learnt.iter().filter(then).map(|learnt| learnt.ip);
+    tap.expected.iter().copied().chain(by_dhcp).any(|ip| same(ip, question.ip))
 }
 
 /// VMs that were given the address at that time and are no candidate by a flow.
@@ -305,7 +404,7 @@ fn given<'a>(question: &WhoQuestion, view: &'a View, groups: &BTreeMap<Key, Grou
     instances
         .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
         .filter(|i| question.instance.as_ref().is_none_or(|instance| *instance == i.id))
-        .filter(|i| i.taps.iter().flat_map(|tap| &tap.expected).any(|ip| same(*ip, question.ip)))
+        .filter(|i| i.taps.iter().any(|tap| was_given(tap, question)))
         .filter(|i| !groups.keys().any(|(host, domain, _, _)| *host == i.host && *domain == i.domain))
         .collect()
 }
@@ -317,6 +416,11 @@ fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candi
     Candidate {
         flows: Vec::new(),
         totals: Totals::default(),
+        folded: None,
+        inside_tunnels: 0,
+        also_seen: Vec::new(),
+        peers_given: Vec::new(),
+        scitags: Vec::new(),
         guest_claims: None,
         later_claims: Vec::new(),
         attribution: Link {
@@ -336,7 +440,8 @@ fn peers(question: &WhoQuestion, view: &View) -> Vec<PeerSighting> {
     let mut sightings: BTreeMap<(HostId, DomainUuid, Option<Timestamp>), PeerSighting> = BTreeMap::new();
     for flow in &view.flows {
         let (ip, port) = flow.peer();
-        let asked = same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
+        let asked =
+            flow.notes.folded.is_none() && same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
         if !asked || !about(question, flow) {
             continue;
         }

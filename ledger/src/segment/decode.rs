@@ -5,9 +5,9 @@ use std::{path::Path, str::FromStr};
 use arrow::{
     array::{Array, ArrowPrimitiveType, AsArray, PrimitiveArray, RecordBatch, StringArray},
     compute::cast,
-    datatypes::{DataType, TimestampNanosecondType, UInt8Type, UInt16Type, UInt64Type},
+    datatypes::{DataType, TimestampNanosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type},
 };
-use vestigo_model::{Attribution, Flow, FlowNotes, PostNat, Timestamp};
+use vestigo_model::{Attribution, Flow, FlowNotes, Folded, PostNat, SciTag, SciTagSource, Timestamp, Tunnel, Tuple};
 
 use super::SegmentError;
 
@@ -24,6 +24,10 @@ impl<'a> Columns<'a> {
 
     fn error(&self, what: String) -> SegmentError {
         SegmentError::Content { path: self.path.to_owned(), what }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.batch.column_by_name(name).is_some()
     }
 
     /// Text, whether plain or through a dictionary.
@@ -151,7 +155,7 @@ impl<'a> Words<'a> {
         })
     }
 
-    fn flow(&self, n: &Numbers, row: usize) -> Result<Flow, SegmentError> {
+    fn flow(&self, n: &Numbers, notes: &Notes<'_>, row: usize) -> Result<Flow, SegmentError> {
         let [orig_port, resp_port, vlan, nat_port] = &n.ports;
         let [proto, orig_flags, resp_flags] = &n.bytes;
         let [orig_packets, orig_bytes, resp_packets, resp_bytes] = &n.counters;
@@ -168,7 +172,7 @@ impl<'a> Words<'a> {
             resp_ip: self.resp_ip.parsed(row)?,
             resp_port: resp_port.value(row),
             proto: proto.value(row),
-            vlan: vlan.is_valid(row).then(|| vlan.value(row)),
+            vlan: number(vlan, row),
             first: Timestamp::from_nanos(n.first.value(row)),
             last: Timestamp::from_nanos(n.last.value(row)),
             orig_packets: orig_packets.value(row),
@@ -182,7 +186,7 @@ impl<'a> Words<'a> {
             src_expected: self.src_expected.word(row, vestigo_model::Expected::from_word)?,
             community_id: self.community_id.text(row).to_owned(),
             post_nat: nat_ip.map(|ip| PostNat { ip, port: nat_port.value(row) }),
-            notes: FlowNotes::default(),
+            notes: notes.row(row)?,
             attribution: Attribution {
                 quality: self.quality.word(row, vestigo_model::Quality::from_word)?,
                 payload: self.payload.maybe_parsed(row)?,
@@ -192,10 +196,92 @@ impl<'a> Words<'a> {
     }
 }
 
+/// What few flows have. A segment of an older version has none of these columns.
+struct Notes<'a>(Option<NoteColumns<'a>>);
+
+struct NoteColumns<'a> {
+    tunnel: Texts<'a>,
+    scitag_by: Texts<'a>,
+    /// Source and destination of the packet that an ICMP error speaks of.
+    speaks_of: [Texts<'a>; 2],
+    tunnel_id: PrimitiveArray<UInt32Type>,
+    folded_flows: PrimitiveArray<UInt64Type>,
+    /// Inner VLAN, last port of a range, ports of the packet spoken of, ICMP error, experiment.
+    words: [PrimitiveArray<UInt16Type>; 6],
+    /// Protocol of the packet spoken of, activity.
+    bytes: [PrimitiveArray<UInt8Type>; 2],
+}
+
+impl<'a> Notes<'a> {
+    fn new(columns: &'a Columns<'a>) -> Result<Self, SegmentError> {
+        if !columns.has("inner_vlan") {
+            return Ok(Self(None));
+        }
+        let text = |name| Texts::new(columns, name);
+        Ok(Self(Some(NoteColumns {
+            tunnel: text("tunnel")?,
+            scitag_by: text("scitag_by")?,
+            speaks_of: [text("speaks_of_src_ip")?, text("speaks_of_dst_ip")?],
+            tunnel_id: columns.number("tunnel_id")?,
+            folded_flows: columns.number("folded_flows")?,
+            words: [
+                columns.number("inner_vlan")?,
+                columns.number("folded_last_port")?,
+                columns.number("speaks_of_src_port")?,
+                columns.number("speaks_of_dst_port")?,
+                columns.number("icmp_error")?,
+                columns.number("scitag_experiment")?,
+            ],
+            bytes: [columns.number("speaks_of_proto")?, columns.number("scitag_activity")?],
+        })))
+    }
+
+    fn row(&self, row: usize) -> Result<FlowNotes, SegmentError> {
+        self.0.as_ref().map_or_else(|| Ok(FlowNotes::default()), |columns| columns.row(row))
+    }
+}
+
+impl NoteColumns<'_> {
+    fn row(&self, row: usize) -> Result<FlowNotes, SegmentError> {
+        let [inner_vlan, last_port, _, _, icmp_error, experiment] = &self.words;
+        let [_, activity] = &self.bytes;
+        let tunnel = self.tunnel.maybe(row).map(|kind| Tunnel::new(kind, self.tunnel_id.value(row)));
+        let folded = number(&self.folded_flows, row);
+        let by = self.scitag_by.maybe(row).map(|_| self.scitag_by.word(row, SciTagSource::from_word)).transpose()?;
+        Ok(FlowNotes {
+            inner_vlan: number(inner_vlan, row),
+            tunnel: tunnel.map(|tunnel| tunnel.ok_or_else(|| self.tunnel.bad(row))).transpose()?,
+            folded: folded.map(|flows| Folded { flows, last_port: last_port.value(row) }),
+            speaks_of: self.tuple(row)?,
+            icmp_error: number(icmp_error, row),
+            scitag: by.map(|by| SciTag { experiment: experiment.value(row), activity: activity.value(row), by }),
+        })
+    }
+
+    fn tuple(&self, row: usize) -> Result<Option<Tuple>, SegmentError> {
+        let [src_ip, dst_ip] = &self.speaks_of;
+        let [_, _, src_port, dst_port, ..] = &self.words;
+        let [proto, _] = &self.bytes;
+        let Some(src) = src_ip.maybe_parsed(row)? else { return Ok(None) };
+        Ok(Some(Tuple {
+            src_ip: src,
+            src_port: src_port.value(row),
+            dst_ip: dst_ip.parsed(row)?,
+            dst_port: dst_port.value(row),
+            proto: proto.value(row),
+        }))
+    }
+}
+
+fn number<T: ArrowPrimitiveType>(column: &PrimitiveArray<T>, row: usize) -> Option<T::Native> {
+    column.is_valid(row).then(|| column.value(row))
+}
+
 /// The flows of a batch.
 pub(crate) fn flows(batch: &RecordBatch, path: &Path) -> Result<Vec<Flow>, SegmentError> {
     let columns = Columns::new(batch, path);
     let numbers = Numbers::new(&columns)?;
     let words = Words::new(&columns)?;
-    (0..batch.num_rows()).map(|row| words.flow(&numbers, row)).collect()
+    let notes = Notes::new(&columns)?;
+    (0..batch.num_rows()).map(|row| words.flow(&numbers, &notes, row)).collect()
 }

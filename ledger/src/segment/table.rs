@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::{
     array::{
         ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, StringArray,
-        TimestampNanosecondArray, UInt8Array, UInt16Array, UInt64Array,
+        TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     },
     datatypes::{Field, Int32Type, Schema},
     error::ArrowError,
@@ -41,14 +41,24 @@ impl Table {
         self.push(name, true, Arc::new(nanos.with_timezone("UTC")));
     }
 
-    /// 8 bits.
+    /// 8 bits, always there.
     pub(crate) fn u8(&mut self, name: &str, values: impl Iterator<Item = u8>) {
         self.push(name, false, Arc::new(values.collect::<UInt8Array>()));
+    }
+
+    /// 8 bits that few rows have.
+    pub(crate) fn maybe_u8(&mut self, name: &str, values: impl Iterator<Item = Option<u8>>) {
+        self.push(name, true, Arc::new(values.collect::<UInt8Array>()));
     }
 
     /// 16 bits.
     pub(crate) fn u16(&mut self, name: &str, values: impl Iterator<Item = Option<u16>>) {
         self.push(name, true, Arc::new(values.collect::<UInt16Array>()));
+    }
+
+    /// 32 bits.
+    pub(crate) fn u32(&mut self, name: &str, values: impl Iterator<Item = Option<u32>>) {
+        self.push(name, true, Arc::new(values.collect::<UInt32Array>()));
     }
 
     /// 64 bits.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use arrow::{array::RecordBatch, error::ArrowError};
-use vestigo_model::{Coverage, CoverageState, Event, Exit, Fact, Flow, Instance, Payload};
+use vestigo_model::{Coverage, CoverageState, Event, Exit, Fact, Flow, Instance, Payload, Tunnel};
 
 use super::{
     content::{Content, FactRow},
@@ -50,7 +50,27 @@ fn flows(flows: &[Flow]) -> Result<RecordBatch, ArrowError> {
     table.word("quality", flows.iter().map(|f| Some(f.attribution.quality.as_str())));
     table.text("payload", flows.iter().map(|f| f.attribution.payload.map(|uid| uid.to_string())));
     table.word("reason", flows.iter().map(|f| Some(f.attribution.reason.as_str())));
+    flow_notes(&mut table, flows);
     table.finish()
+}
+
+/// What few flows have, null for the others. Segments of older versions have none of these columns.
+fn flow_notes(table: &mut Table, flows: &[Flow]) {
+    let all = || flows.iter().map(|f| &f.notes);
+    table.u16("inner_vlan", all().map(|n| n.inner_vlan));
+    table.word("tunnel", all().map(|n| n.tunnel.map(|tunnel| tunnel.kind())));
+    table.u32("tunnel_id", all().map(|n| n.tunnel.map(Tunnel::id)));
+    table.u64("folded_flows", all().map(|n| n.folded.map(|folded| folded.flows)));
+    table.u16("folded_last_port", all().map(|n| n.folded.map(|folded| folded.last_port)));
+    table.text("speaks_of_src_ip", all().map(|n| n.speaks_of.map(|of| address_text(of.src_ip))));
+    table.u16("speaks_of_src_port", all().map(|n| n.speaks_of.map(|of| of.src_port)));
+    table.text("speaks_of_dst_ip", all().map(|n| n.speaks_of.map(|of| address_text(of.dst_ip))));
+    table.u16("speaks_of_dst_port", all().map(|n| n.speaks_of.map(|of| of.dst_port)));
+    table.maybe_u8("speaks_of_proto", all().map(|n| n.speaks_of.map(|of| of.proto)));
+    table.u16("icmp_error", all().map(|n| n.icmp_error));
+    table.u16("scitag_experiment", all().map(|n| n.scitag.map(|tag| tag.experiment)));
+    table.maybe_u8("scitag_activity", all().map(|n| n.scitag.map(|tag| tag.activity)));
+    table.word("scitag_by", all().map(|n| n.scitag.map(|tag| tag.by.as_str())));
 }
 
 fn flow_place(table: &mut Table, flows: &[Flow]) {

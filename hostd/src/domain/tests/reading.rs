@@ -62,6 +62,26 @@ fn nova() {
 }
 
 #[test]
+fn networks_that_the_xml_decides() {
+    let network = |inside: &str, kind: &str| {
+        let nic = format!(
+            "<interface type='{kind}'><mac address='fa:16:3e:00:00:01'/><target dev='vnet0'/>{inside}</interface>"
+        );
+        read("a", "", &nic).taps.remove(0).network.map(String::from)
+    };
+    let ovs = "<source bridge='br-int'/><virtualport type='openvswitch'/>";
+    assert_eq!(network("<source bridge='br0'/>", "bridge").as_deref(), Some("br0"));
+    assert_eq!(network("<source network='default' bridge='virbr0'/>", "network").as_deref(), Some("virbr0"));
+    assert_eq!(network("<source bridge='br0'/><vlan><tag id='7'/></vlan>", "bridge").as_deref(), Some("br0/7"));
+    assert_eq!(network(&format!("{ovs}<vlan><tag id='7'/></vlan>"), "bridge").as_deref(), Some("br-int/7"));
+    assert_eq!(network(ovs, "bridge"), None, "the tag is set where libvirt does not see it");
+    let trunk = "<source bridge='br0'/><vlan trunk='yes'><tag id='7'/><tag id='8'/></vlan>";
+    assert_eq!(network(trunk, "bridge"), None);
+    assert_eq!(network("", "ethernet"), None);
+    assert_eq!(network("<source bridge='br0'/>", "vhostuser"), None, "its frames do not pass there");
+}
+
+#[test]
 fn opennebula() {
     let metadata = r#"<one:vm xmlns:one="http://opennebula.org/xmlns/libvirt/1.0">
       <one:system_datastore><![CDATA[/var/lib/one//datastores/0/42]]></one:system_datastore><one:uname>carol</one:uname>

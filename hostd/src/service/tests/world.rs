@@ -179,6 +179,7 @@ impl Host {
                 mac: Mac([0; 6]),
                 expected: vec![],
                 learnt: Vec::new(),
+                network: None,
                 not_capturable: None,
             },
             witness: crate::witness::TapWitness::new(Mac([0; 6]), Vec::new()),
