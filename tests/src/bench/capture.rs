@@ -51,7 +51,16 @@ pub(super) struct Bench {
 /// with it.
 fn enclose() -> Result<()> {
     let mut again = Command::new("unshare");
-    again.args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
+    again.args([
+        "--net",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+    ]);
     again.arg("--").arg(env::current_exe()?).args(env::args_os().skip(1)).env(INSIDE, "1");
     Err(again.exec()).context("cannot run unshare")
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use super::{capture::Bench, figure, progress, quantile};
 use nix::sys::{
     resource::{UsageWho, getrusage},
-    time::{TimeVal, TimeValLike as _},
+    time::TimeVal,
 };
 
 use crate::{
@@ -106,7 +106,8 @@ fn measure(command: &Command, folder: &Path) -> Result<Cost> {
     pinned.args(["-c", CORE]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
     pinned.stdout(File::create(folder.join("out"))?).stderr(File::create(&said)?);
     let before = used()?;
-    let status = pinned.status().with_context(|| format!("cannot run {name}; tests/prerequisites --bench installs it"))?;
+    let status =
+        pinned.status().with_context(|| format!("cannot run {name}; tests/prerequisites --bench installs it"))?;
     ensure!(status.success(), "{name} failed ({status}): {}", fs::read_to_string(&said)?);
     let after = used()?;
     let cpu = after.cpu.saturating_sub(before.cpu);

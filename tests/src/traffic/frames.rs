@@ -66,13 +66,12 @@ impl Frame {
         self
     }
 
-    /// The bytes of the Ethernet frame; never shorter than a frame may be without its checksum.
+    /// The bytes of the Ethernet frame, as a guest hands it over: not padded.
     #[must_use]
     pub fn ethernet(&self) -> Vec<u8> {
         let mut frame = vec![0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1];
         frame.extend(self.kind.to_be_bytes());
         frame.extend(&self.bytes);
-        frame.resize(frame.len().max(60), 0);
         frame
     }
 
