@@ -27,6 +27,9 @@ pub use args::MeterArgs;
 /// Packet time between two askings for what is due.
 const PACE: Duration = Duration::from_millis(100);
 
+/// Records held at once.
+const RECORDS: usize = 4096;
+
 /// Why files were not metered.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
@@ -95,8 +98,13 @@ impl<O: Write, N: Write> Run<O, N> {
                 outcome = Outcome::Broken;
             }
         }
-        self.meter.flush(&mut self.due);
-        self.print()?;
+        loop {
+            self.meter.drain(RECORDS, &mut self.due);
+            if self.due.is_empty() {
+                break;
+            }
+            self.print()?;
+        }
         self.printer.end()?;
         self.summary.write(&self.meter.take_counts(), self.printer.flows(), &mut self.notes)?;
         Ok(outcome)
@@ -135,8 +143,13 @@ impl<O: Write, N: Write> Run<O, N> {
         self.meter.decoded(&frame, captured.decode());
         if captured.time.since(self.asked) >= PACE || captured.time < self.asked {
             self.asked = captured.time;
-            self.meter.due(captured.time, usize::MAX, &mut self.due);
-            self.print()?;
+            loop {
+                self.meter.due(captured.time, RECORDS, &mut self.due);
+                if self.due.is_empty() {
+                    break;
+                }
+                self.print()?;
+            }
         }
         Ok(())
     }

@@ -4,8 +4,10 @@
 //! programs of their own (`make bench-…`): no test ever depends on how long something took.
 
 pub mod agent;
+pub mod capture;
 mod host;
 mod load;
+mod offline;
 mod starts;
 mod vm;
 
