@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::DEFAULT_PATH, offline::MeterArgs};
+use crate::{config::DEFAULT_PATH, offline::MeterArgs, watch::WatchArgs};
 
 /// Sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 ///
@@ -33,6 +33,10 @@ pub enum Command {
     ///
     /// Records go to standard output, a summary to standard error. Exit code 3: a file breaks off; what came before was metered.
     Meter(MeterArgs),
+    /// Meter interfaces as the daemon does those of VMs, and print their flows; ends with ^C
+    ///
+    /// Needs CAP_NET_RAW. Nothing is recorded. What was offered, metered and lost is said at the end, on standard error.
+    Watch(WatchArgs),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

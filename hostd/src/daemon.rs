@@ -17,13 +17,14 @@ use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock, settin
 
 use crate::{
     bans::{self, BanSet},
+    capture::{Capture, CaptureError, links},
     config::{Config, ConfigError},
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
-    service::{Service, ServiceOptions},
+    service::{Feeds, Service, ServiceOptions},
     vm::lost,
 };
 
@@ -85,6 +86,9 @@ pub enum DaemonError {
     /// libvirt.
     #[error("{0}; check that libvirtd runs and that `libvirt.uri` names it")]
     Libvirt(#[from] DomainError),
+    /// An interface cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// Threads, signals.
     #[error("the system refuses a thread or a signal handler")]
     System(#[from] io::Error),
@@ -167,15 +171,18 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         plug_channel: config.libvirt.plug_channel,
         resync: Duration::from_secs(config.libvirt.resync),
     };
-    machines::follow(hypervisor, keeper, options, events)?;
+    let (recheck, rechecks) = mpsc::channel(QUEUE);
+    machines::follow(hypervisor, keeper, options, (events, rechecks))?;
+    let feeds = Feeds { machines: machine_events, recheck, interfaces: links::watch()? };
     let options = ServiceOptions {
         host: config.host.clone(),
+        capture: Capture::new(config.capture.backend, config.capture.rings()),
         meter: config.meter.options(),
         coverage: Duration::from_secs(config.record.coverage),
         agent_silent: Duration::from_secs(config.record.agent_silent),
         bans,
     };
-    let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
+    let (service, inputs) = Service::new(options, recorder, recovered, feeds);
     let (stop, stopped) = oneshot::channel();
     let watcher = tokio::spawn(async move {
         let result = asked_to_stop().await;

@@ -7,6 +7,7 @@ use hostd::{
     cli::{Cli, Command},
     daemon::{self, DaemonError},
     offline::{self, MeterArgs, Outcome},
+    watch,
 };
 
 fn main() -> ExitCode {
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         }
         Command::Daemon { config, .. } => daemon::run(&config),
         Command::Meter(args) => return meter(&args),
+        Command::Watch(arguments) => watch::run(&arguments),
         Command::Man { folder } => clap_mangen::generate_to(Cli::command(), folder).map_err(DaemonError::System),
     };
     match result {

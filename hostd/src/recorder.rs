@@ -1,27 +1,22 @@
 //! The one owner of the ledger: a thread that gathers what is waiting and writes it in one go (group commit).
 //!
-//! Facts are answered when durable. Flows never wait: what does not fit into the queue, or what the ledger cannot take,
-//! is counted, and the count becomes coverage.
+//! Facts are answered when durable. Flows take a place first, and there is a number of places: while all are taken, records wait
+//! at their taps. Places come back when flows are written, not before: a slow or full disk is felt by the meters, which fold
+//! what is too much, each VM its own; nothing is dropped here but what is left at the end.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use vestigo_ledger::{LedgerError, Recovered, Writer, WriterOptions};
 use vestigo_model::{Clock, Fact, FactRecord, Flow, LinkPosition, SystemClock};
 
-/// Entries waiting for the ledger.
-const QUEUE: usize = 16_384;
+/// Facts that may wait for the ledger.
+const FACTS: usize = 8192;
+/// Flows that may.
+const FLOWS: usize = 8192;
 /// Most entries written in one go.
 const BATCH: usize = 2048;
-/// How long flows may wait for company.
+/// How long flows may wait for company, and how long a ledger that cannot write is left alone.
 const PACE: Duration = Duration::from_millis(200);
 
 /// Called when a fact is durable; dropped uncalled when it could not be kept.
@@ -38,8 +33,15 @@ enum Entry {
 /// A handle to the ledger's thread.
 #[derive(Clone)]
 pub struct Recorder {
-    queue: mpsc::Sender<Entry>,
-    lost_flows: Arc<AtomicU64>,
+    /// Bounded by the places.
+    queue: mpsc::UnboundedSender<Entry>,
+    places: Arc<Places>,
+}
+
+/// Places of the queue. Whoever puts something in takes one, the keeper gives them back.
+struct Places {
+    facts: Semaphore,
+    flows: Semaphore,
 }
 
 /// Why the ledger is not there.
@@ -69,12 +71,18 @@ impl Recorder {
     /// [`RecorderError`].
     pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
         let (writer, recovered) = Writer::open(root, options)?;
-        let (queue, entries) = mpsc::channel(QUEUE);
-        let lost_flows = Arc::new(AtomicU64::new(0));
-        let keeper =
-            Keeper { unkept: Vec::new(), writer, entries, lost_flows: Arc::clone(&lost_flows), failing: false };
+        let (queue, entries) = mpsc::unbounded_channel();
+        let places = Arc::new(Places { facts: Semaphore::new(FACTS), flows: Semaphore::new(FLOWS) });
+        let keeper = Keeper {
+            writer,
+            entries,
+            places: Arc::clone(&places),
+            unkept: Vec::new(),
+            flows: Vec::new(),
+            failing: false,
+        };
         let thread = std::thread::Builder::new().name("ledger".into()).spawn(move || keeper.run())?;
-        Ok((Self { queue, lost_flows }, recovered, thread))
+        Ok((Self { queue, places }, recovered, thread))
     }
 
     /// Makes a fact durable.
@@ -90,25 +98,36 @@ impl Recorder {
     /// Queues a fact; `done` is called when it is durable, and dropped when it could not be kept.
     pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<Durable>) {
         let record = FactRecord { recorded: SystemClock.now(), fact, link };
-        // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
-        let _ = self.queue.send(Entry::Fact(Box::new(record), done)).await;
-    }
-
-    /// Queues a flow, or counts it as lost.
-    pub fn flow(&self, flow: Flow) {
-        if self.queue.try_send(Entry::Flow(flow)).is_err() {
-            self.lost_flows.fetch_add(1, Ordering::Relaxed);
+        if let Ok(place) = self.places.facts.acquire().await {
+            place.forget();
         }
+        // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
+        let _ = self.queue.send(Entry::Fact(Box::new(record), done));
     }
 
-    /// Flow records lost since the last call.
-    pub fn take_lost_flows(&self) -> u64 {
-        self.lost_flows.swap(0, Ordering::Relaxed)
+    /// How many flows find a place now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.places.flows.available_permits()
+    }
+
+    /// Waits until there is one.
+    pub async fn has_room(&self) {
+        // It is given back at once: who has waited takes it with `flow`. Nobody closes the semaphore.
+        drop(self.places.flows.acquire().await);
+    }
+
+    /// Queues a flow if there is a place; whether there was.
+    #[must_use]
+    pub fn flow(&self, flow: Flow) -> bool {
+        let Ok(place) = self.places.flows.try_acquire() else { return false };
+        place.forget();
+        self.queue.send(Entry::Flow(flow)).is_ok()
     }
 
     /// Has everything queued so far written and ends the thread.
-    pub async fn stop(&self) {
-        let _ = self.queue.send(Entry::Stop).await;
+    pub fn stop(&self) {
+        let _ = self.queue.send(Entry::Stop);
     }
 }
 
@@ -119,10 +138,12 @@ const MAX_UNKEPT: usize = 10_000;
 type Waiting = (FactRecord, Option<Durable>);
 
 struct Keeper {
-    unkept: Vec<Waiting>,
     writer: Writer,
-    entries: mpsc::Receiver<Entry>,
-    lost_flows: Arc<AtomicU64>,
+    entries: mpsc::UnboundedReceiver<Entry>,
+    places: Arc<Places>,
+    unkept: Vec<Waiting>,
+    /// Flows that are not written yet. They keep their places.
+    flows: Vec<Flow>,
     failing: bool,
 }
 
@@ -130,50 +151,73 @@ impl Keeper {
     fn run(mut self) {
         let mut batch = Vec::new();
         loop {
-            let got = self.entries.blocking_recv_many(&mut batch, BATCH);
-            let only_flows = batch.iter().all(|entry| matches!(entry, Entry::Flow(_)));
-            if only_flows && got > 0 && got < BATCH {
-                std::thread::sleep(PACE / 10);
-            }
-            let stopping = got == 0 || batch.iter().any(|entry| matches!(entry, Entry::Stop));
+            let stopping = self.gather(&mut batch);
             self.write(&mut batch);
             if let Err(error) = self.writer.seal_if_due(SystemClock.now()) {
                 tracing::error!(error = %chain(&error), "a segment could not be sealed; its records stay in the write-ahead log");
             }
             if stopping {
-                if let Err(error) = self.writer.sync() {
-                    tracing::error!(error = %chain(&error), "the last flows may not be durable");
-                }
-                return;
+                return self.end();
             }
         }
+    }
+
+    /// Takes what waits; whether nothing will come any more.
+    fn gather(&mut self, batch: &mut Vec<Entry>) -> bool {
+        if self.failing {
+            // It is tried again, also when nothing new comes: all places for flows may be taken.
+            std::thread::sleep(PACE);
+            while batch.len() < BATCH
+                && let Ok(entry) = self.entries.try_recv()
+            {
+                batch.push(entry);
+            }
+            return self.entries.is_closed() && batch.is_empty() || batch.iter().any(is_stop);
+        }
+        let got = self.entries.blocking_recv_many(batch, BATCH);
+        let only_flows = batch.iter().all(|entry| matches!(entry, Entry::Flow(_)));
+        if only_flows && got > 0 && got < BATCH {
+            std::thread::sleep(PACE / 10);
+        }
+        got == 0 || batch.iter().any(is_stop)
     }
 
     fn write(&mut self, batch: &mut Vec<Entry>) {
         let mut waiting: Vec<Waiting> = std::mem::take(&mut self.unkept);
-        let mut flows = Vec::new();
         for entry in batch.drain(..) {
             match entry {
-                Entry::Fact(fact, done) => waiting.push((*fact, done)),
-                Entry::Flow(flow) => flows.push(flow),
+                Entry::Fact(fact, done) => {
+                    self.places.facts.add_permits(1);
+                    waiting.push((*fact, done));
+                }
+                Entry::Flow(flow) => self.flows.push(flow),
                 Entry::Stop => {}
             }
         }
+        let flows = self.write_flows();
         let (facts, dones): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-        match self.writer.append(&facts, &flows) {
+        match flows.and_then(|()| self.writer.append(&facts, &[])) {
             Ok(()) => {
                 self.failing = false;
                 dones.into_iter().flatten().for_each(|done| done());
             }
-            Err(error) => self.could_not(&error, facts.into_iter().zip(dones), flows.len()),
+            Err(error) => self.could_not(&error, facts.into_iter().zip(dones)),
         }
     }
 
-    fn could_not(&mut self, error: &LedgerError, facts: impl Iterator<Item = Waiting>, flows: usize) {
+    /// Flows by themselves: without facts the log is not synced, and a write that fails leaves nothing behind
+    /// (docs/decisions/0011), so that to write again doubles nothing.
+    fn write_flows(&mut self) -> Result<(), LedgerError> {
+        self.writer.append(&[], &self.flows)?;
+        self.places.flows.add_permits(self.flows.len());
+        self.flows.clear();
+        Ok(())
+    }
+
+    fn could_not(&mut self, error: &LedgerError, facts: impl Iterator<Item = Waiting>) {
         if !std::mem::replace(&mut self.failing, true) {
             tracing::error!(error = %chain(error), "the ledger cannot write; payloads are refused until it can");
         }
-        self.lost_flows.fetch_add(u64::try_from(flows).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.unkept = facts.filter(|(fact, _)| fact.link.is_none()).collect();
         let surplus = self.unkept.len().saturating_sub(MAX_UNKEPT);
         if surplus > 0 {
@@ -181,6 +225,20 @@ impl Keeper {
             self.unkept.drain(..surplus);
         }
     }
+
+    fn end(mut self) {
+        if !self.flows.is_empty() || !self.unkept.is_empty() {
+            let (flows, facts) = (self.flows.len(), self.unkept.len());
+            tracing::error!(flows, facts, "hostd ends while the ledger cannot write: these are lost");
+        }
+        if let Err(error) = self.writer.sync() {
+            tracing::error!(error = %chain(&error), "the last flows may not be durable");
+        }
+    }
+}
+
+const fn is_stop(entry: &Entry) -> bool {
+    matches!(entry, Entry::Stop)
 }
 
 /// The error and its causes, on one line.

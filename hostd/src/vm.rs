@@ -1,18 +1,18 @@
 //! One running VM as hostd holds it: its record, its taps' captures, its agent's link.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+mod taps;
 
-use tokio::sync::mpsc::Sender;
-use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, TapName, Timestamp};
+use std::{path::PathBuf, time::Duration};
+
+use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, Timestamp};
 
 use crate::{
     attribute::AgentState,
-    capture::{CaptureError, Observed, PnetSource, Report, TapCapture, Tapped},
     guestlink::{BanList, LinkHandle},
-    meter::MeterOptions,
     quota::{Pace, Quota},
-    recorder::chain,
 };
+
+pub use taps::{Statement, Taps, Watching};
 
 /// What one VM can make hostd write beside its payloads: rates that no honest agent comes near.
 #[derive(Debug)]
@@ -55,9 +55,9 @@ pub struct Vm {
     pub told_bans: BanList,
     /// Since when its flows are seen.
     pub watched: Timestamp,
+    /// Its interfaces.
+    pub taps: Taps,
     heard: Option<Timestamp>,
-    taps: HashMap<TapName, TapCapture>,
-    failures: HashMap<TapName, String>,
     channel_fault: Option<String>,
     covered_to: Timestamp,
 }
@@ -73,9 +73,8 @@ impl Vm {
             limits: Limits::default(),
             told_bans: BanList::default(),
             watched: now,
+            taps: Taps::default(),
             heard: None,
-            taps: HashMap::new(),
-            failures: HashMap::new(),
             channel_fault: None,
             covered_to: now,
         }
@@ -86,35 +85,6 @@ impl Vm {
     pub fn differs(&self, seen: &Instance) -> bool {
         let aligned = Instance { start: self.instance.start, end: self.instance.end, ..seen.clone() };
         aligned != self.instance
-    }
-
-    /// Opens a capture on each tap that can be seen and has none.
-    pub fn watch_taps(&mut self, options: MeterOptions, queue: &Sender<Tapped>) {
-        let instance = &self.instance;
-        for tap in instance.taps.iter().filter(|tap| tap.not_capturable.is_none()) {
-            if self.taps.contains_key(&tap.name) {
-                continue;
-            }
-            let observed = Observed {
-                host: instance.host.clone(),
-                domain: instance.domain,
-                instance: instance.id.clone(),
-                vo: instance.vo.clone(),
-                tap: tap.clone(),
-            };
-            match open(observed, options, queue) {
-                Ok(capture) => {
-                    self.failures.remove(&tap.name);
-                    self.taps.insert(tap.name.clone(), capture);
-                }
-                Err(error) => {
-                    let why = chain(&error);
-                    if self.failures.insert(tap.name.clone(), why.clone()).as_ref() != Some(&why) {
-                        tracing::error!(domain = %instance.domain, tap = %tap.name, error = why, "a tap is not captured");
-                    }
-                }
-            }
-        }
     }
 
     /// Whether this very fault has been reported; notes it if not.
@@ -139,66 +109,36 @@ impl Vm {
 
     /// States what could be seen since the last statement.
     pub fn coverage(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
-        let reports: HashMap<TapName, Report> =
-            self.taps.iter().map(|(name, capture)| (name.clone(), capture.take_report())).collect();
-        // A tap that went away is captured anew when it is back; not before its last report is in.
-        self.taps.retain(|_, capture| !capture.ended());
-        self.state(&reports, now, silent_after)
+        let taps = self.taps.state(now);
+        self.stated(taps, now, silent_after)
     }
 
-    /// Ends every capture and gives the last statement. Blocks for about a tenth of a second a tap.
+    /// Ends its captures and its link, and gives the last statements. Blocks until the captures have ended.
     pub fn close(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
         self.channel = None;
-        let reports = self.taps.drain().map(|(name, capture)| (name, capture.stop())).collect();
-        self.state(&reports, now, silent_after)
+        let taps = self.taps.close(now);
+        self.stated(taps, now, silent_after)
     }
 
-    fn state(&mut self, reports: &HashMap<TapName, Report>, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
+    fn stated(&mut self, taps: Vec<Statement>, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
         let from = std::mem::replace(&mut self.covered_to, now).min(now);
-        let mut states: Vec<(Option<TapName>, CoverageState)> = Vec::new();
-        for tap in &self.instance.taps {
-            let why = tap.not_capturable.as_ref().or_else(|| self.failures.get(&tap.name));
-            match (reports.get(&tap.name), why) {
-                (_, Some(why)) => {
-                    states.push((Some(tap.name.clone()), CoverageState::NotCapturable { why: why.clone() }));
-                }
-                (Some(report), None) => {
-                    states.extend(seen(report).into_iter().map(|state| (Some(tap.name.clone()), state)));
-                }
-                (None, None) => states.push((Some(tap.name.clone()), lost(None, "no-capture"))),
-            }
-        }
-        match self.agent(now, silent_after) {
-            AgentState::Absent => states.push((None, CoverageState::AgentAbsent)),
-            AgentState::Silent => states.push((None, CoverageState::AgentSilent)),
-            AgentState::Present => {}
-        }
-        let (host, domain) = (&self.instance.host, Some(self.instance.domain));
-        states
-            .into_iter()
-            .map(|(tap, state)| Coverage { host: host.clone(), domain, tap, from, to: now, state })
-            .collect()
+        let agent = match self.agent(now, silent_after) {
+            AgentState::Absent => Some(CoverageState::AgentAbsent),
+            AgentState::Silent => Some(CoverageState::AgentSilent),
+            AgentState::Present => None,
+        };
+        let (host, domain) = (self.instance.host.clone(), Some(self.instance.domain));
+        let agent = agent.map(|state| Coverage { host, domain, tap: None, from, to: now, state });
+        self.of_taps(taps).into_iter().chain(agent).collect()
     }
-}
 
-fn open(observed: Observed, options: MeterOptions, queue: &Sender<Tapped>) -> Result<TapCapture, CaptureError> {
-    let source = PnetSource::open(&observed.tap.name)?;
-    TapCapture::start(Box::new(source), observed, options, queue.clone())
-}
-
-/// What a tap's report amounts to.
-fn seen(report: &Report) -> Vec<CoverageState> {
-    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue"), (report.counts.orphans, "fragments")]
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, place)| lost(Some(count), place))
-        .collect();
-    if !losses.is_empty() {
-        losses
-    } else if report.counts.frames > 0 {
-        vec![CoverageState::Ok]
-    } else {
-        vec![CoverageState::Nodata]
+    /// Statements of its taps as the ledger keeps them.
+    #[must_use]
+    pub fn of_taps(&self, statements: Vec<Statement>) -> Vec<Coverage> {
+        let (host, domain) = (&self.instance.host, Some(self.instance.domain));
+        let coverage =
+            |(tap, (from, to), state)| Coverage { host: host.clone(), domain, tap: Some(tap), from, to, state };
+        statements.into_iter().map(coverage).collect()
     }
 }
 

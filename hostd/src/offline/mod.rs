@@ -2,7 +2,7 @@
 
 mod args;
 pub mod capture_file;
-mod show;
+pub(crate) mod show;
 
 use std::{
     fs::File,
@@ -105,7 +105,7 @@ impl<O: Write, N: Write> Run<O, N> {
             }
             self.print()?;
         }
-        self.printer.end()?;
+        self.printer.flush()?;
         self.summary.write(&self.meter.take_counts(), self.printer.flows(), &mut self.notes)?;
         Ok(outcome)
     }
@@ -156,7 +156,7 @@ impl<O: Write, N: Write> Run<O, N> {
 
     fn print(&mut self) -> Result<(), OfflineError> {
         for record in self.due.drain(..) {
-            self.printer.record(&record)?;
+            self.printer.record(&record, None)?;
         }
         Ok(())
     }

@@ -1,20 +1,18 @@
-//! `make bench-capture`: hostd's meter beside softflowd and nfpcapd.
+//! `make bench-capture`: capture and metering beside their peers.
 
 use std::{
     env, fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use super::offline;
+use super::{enclose, live, offline};
 use crate::paths;
 
 const INSIDE: &str = "VESTIGO_BENCH_INSIDE";
 /// What can be measured, in the order in which it is.
-const GROUPS: [&str; 1] = ["offline"];
+const GROUPS: [&str; 7] = ["offline", "cost", "accounting", "flood", "memory", "idle", "bulk"];
 
 /// Measures `hostd`; all groups, or those named.
 ///
@@ -27,7 +25,7 @@ pub fn run(hostd: &Path, groups: &[String]) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes namespaces: run it as root");
     let hostd = fs::canonicalize(hostd).with_context(|| format!("no hostd at {}", hostd.display()))?;
     if env::var_os(INSIDE).is_none() {
-        return enclose();
+        return enclose(INSIDE);
     }
     let rounds = env::var("ROUNDS").ok().map_or(Ok(5), |text| text.parse())?;
     let bench = Bench { hostd, folder: paths::target("bench-capture")?, rounds };
@@ -35,7 +33,7 @@ pub fn run(hostd: &Path, groups: &[String]) -> Result<()> {
     if wanted("offline") {
         offline::run(&bench)?;
     }
-    Ok(())
+    live::run(&bench, wanted)
 }
 
 /// What every group needs.
@@ -45,22 +43,4 @@ pub(super) struct Bench {
     pub(super) folder: PathBuf,
     /// Measurements of each kind, one after the other, then again.
     pub(super) rounds: usize,
-}
-
-/// Executes this program again as the first process of namespaces of its own, with no network but a loopback: whatever it starts ends
-/// with it.
-fn enclose() -> Result<()> {
-    let mut again = Command::new("unshare");
-    again.args([
-        "--net",
-        "--mount",
-        "--propagation",
-        "private",
-        "--pid",
-        "--fork",
-        "--kill-child=KILL",
-        "--mount-proc",
-    ]);
-    again.arg("--").arg(env::current_exe()?).args(env::args_os().skip(1)).env(INSIDE, "1");
-    Err(again.exec()).context("cannot run unshare")
 }
