@@ -10,7 +10,7 @@ TRIPLE := $(shell rustc -vV 2> /dev/null | sed -n 's/^host: //p')
 TRIPLE_NAME := $(shell echo $(TRIPLE) | tr a-z- A-Z_)
 AGENT := $(BUILT)/$(TRIPLE)/release/guest-agent
 
-.PHONY: help demo test check build prerequisites fmt man clean agent-static bench-agent fuzz
+.PHONY: help demo test check build prerequisites fmt man clean agent-static bench-agent bench-capture fuzz
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,11 @@ bench-agent: agent-static ## figures of the agent beside bubblewrap (root, 5 min
 	@tests/prerequisites --bench
 	$(CARGO) build --release --locked -p vestigo-tests --bin bench-agent
 	$(BUILT)/release/bench-agent $(AGENT)
+
+bench-capture: ## figures of metering beside softflowd and nfpcapd (root, 5 minutes)
+	@tests/prerequisites --bench
+	$(CARGO) build --release --locked -p hostd -p vestigo-tests --bin hostd --bin bench-capture
+	$(BUILT)/release/bench-capture $(BUILT)/release/hostd
 
 fuzz: prerequisites ## run every fuzz target (SECONDS=60 each)
 	@tests/fuzz/run $(or $(SECONDS),60)

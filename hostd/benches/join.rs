@@ -20,6 +20,7 @@ const ROUNDS: usize = 7;
 fn main() {
     let domain = DomainUuid(Uuid::from_u128(1));
     let observed = Observed {
+        witness: TapWitness::new(Mac([2, 0, 0, 0, 0, 1]), Vec::new()),
         host: HostId::new("hv1").unwrap(),
         domain,
         instance: InstanceId::new("0b2f2b7e-5a2c-4a43-9f0c-6c2a7b6c1d11").unwrap(),

@@ -8,6 +8,7 @@ use crate::{
     config::{DEFAULT_PATH, DEFAULT_STATUS},
     offline::MeterArgs,
     top::Sort,
+    watch::WatchArgs,
 };
 
 /// Sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
@@ -61,6 +62,10 @@ pub enum Command {
     ///
     /// Records go to standard output, a summary to standard error. Exit code 3: a file breaks off; what came before was metered.
     Meter(MeterArgs),
+    /// Meter interfaces as the daemon does those of VMs, and print their flows; ends with ^C
+    ///
+    /// Needs CAP_NET_RAW. Nothing is recorded. What was offered, metered and lost is said at the end, on standard error.
+    Watch(WatchArgs),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

@@ -1,6 +1,7 @@
 //! `hostd.toml`. Unknown keys and bad values are refused with their line.
 
 use std::{
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +12,10 @@ use vestigo_model::{
     settings::{self, Mistake},
 };
 
-use crate::meter::{Idle, MeterOptions};
+use crate::{
+    capture::{Backend, budget::RingOptions},
+    meter::{Idle, MeterOptions},
+};
 
 /// Where the configuration is looked for.
 pub const DEFAULT_PATH: &str = "/etc/vestigo/hostd.toml";
@@ -74,6 +78,9 @@ pub struct Config {
     /// libvirt.
     #[serde(default)]
     pub libvirt: Libvirt,
+    /// How packets are read.
+    #[serde(default)]
+    pub capture: Capture,
     /// Metering.
     #[serde(default)]
     pub meter: Meter,
@@ -106,6 +113,50 @@ pub struct Libvirt {
 impl Default for Libvirt {
     fn default() -> Self {
         Self { uri: "qemu:///system".into(), resync: 60, plug_channel: true }
+    }
+}
+
+/// `[capture]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capture {
+    /// How packets are read.
+    pub backend: Backend,
+    /// Milliseconds that a tap's ring lasts while hostd does not get to read it …
+    pub ring_millis: u64,
+    /// … and that many packets come in a second.
+    pub ring_rate: u64,
+    /// MiB that the rings of all taps may take together.
+    pub ring_memory: u64,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        let RingOptions { lasts, rate, memory } = RingOptions::default();
+        let ring_millis = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX);
+        Self { backend: Backend::default(), ring_millis, ring_rate: rate, ring_memory: memory >> 20 }
+    }
+}
+
+impl Capture {
+    /// The key and the number that is out of its range, with the range.
+    fn out_of_range(&self) -> Option<(&'static str, u64, RangeInclusive<u64>)> {
+        let ranges = [
+            ("capture.ring_millis", self.ring_millis, 10..=60_000),
+            ("capture.ring_rate", self.ring_rate, 1000..=10_000_000),
+            ("capture.ring_memory", self.ring_memory, 2..=1 << 20),
+        ];
+        ranges.into_iter().find(|(_, given, range)| !range.contains(given))
+    }
+
+    /// As the rings' budget wants them.
+    #[must_use]
+    pub const fn rings(&self) -> RingOptions {
+        RingOptions {
+            lasts: Duration::from_millis(self.ring_millis),
+            rate: self.ring_rate,
+            memory: self.ring_memory << 20,
+        }
     }
 }
 
@@ -287,6 +338,10 @@ impl Config {
         if let Some((key, _)) = positive.into_iter().find(|(_, number)| *number == 0) {
             return Err(value(key, "is 0; give at least 1"));
         }
+        if let Some((key, given, range)) = self.capture.out_of_range() {
+            let (least, most) = (range.start(), range.end());
+            return Err(value(key, &format!("is {given}; give a number from {least} to {most}")));
+        }
         let folders =
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
@@ -314,6 +369,7 @@ mod tests {
     fn a_host_name_is_enough() {
         let config = parse("host = \"hv1\"").unwrap();
         assert_eq!(config.meter.options(), MeterOptions::default());
+        assert_eq!(config.capture.rings(), RingOptions::default());
         assert_eq!(config.ledger, Path::new("/var/lib/vestigo/ledger"));
     }
 
@@ -325,6 +381,10 @@ mod tests {
         assert!(message.contains("line 1") && message.contains("' '"), "{message}");
         let message = parse("host = \"hv1\"\n[meter]\nactive = 0\n").unwrap_err();
         assert!(message.contains("meter.active is 0; give at least 1"), "{message}");
+        let message = parse("host = \"hv1\"\n[capture]\nring_rate = 10\n").unwrap_err();
+        assert!(message.contains("capture.ring_rate is 10; give a number from 1000 to 10000000"), "{message}");
+        let message = parse("host = \"hv1\"\n[capture]\nbackend = \"pcap\"\n").unwrap_err();
+        assert!(message.contains("line 3") && message.contains("`ring` or `pnet`"), "{message}");
         let message = parse("host = \"hv1\"\nspool = \"spool\"\n").unwrap_err();
         assert!(message.contains("spool is spool, a relative path"), "{message}");
         assert!(parse("").unwrap_err().contains("missing field `host`"));

@@ -18,6 +18,7 @@ use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock, settin
 
 use crate::{
     bans::{self, BanSet},
+    capture::{Capture, CaptureError, links},
     config::{Config, ConfigError},
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
@@ -25,7 +26,7 @@ use crate::{
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
-    service::{Service, ServiceOptions},
+    service::{Feeds, Service, ServiceOptions},
     status::{self, StatusError},
     vm::lost,
 };
@@ -91,6 +92,9 @@ pub enum DaemonError {
     /// The status socket.
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// An interface cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// Threads, signals.
     #[error("the system refuses a thread or a signal handler")]
     System(#[from] io::Error),
@@ -178,17 +182,20 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         plug_channel: config.libvirt.plug_channel,
         resync: Duration::from_secs(config.libvirt.resync),
     };
-    machines::follow(hypervisor, keeper, options, events)?;
+    let (recheck, rechecks) = mpsc::channel(QUEUE);
+    machines::follow(hypervisor, keeper, options, (events, rechecks))?;
+    let feeds = Feeds { machines: machine_events, recheck, interfaces: links::watch()?, asks: asked };
     let scitags = vos.borrow().scitags().flow_label;
     let options = ServiceOptions {
         host: config.host.clone(),
+        capture: Capture::new(config.capture.backend, config.capture.rings()),
         meter: MeterOptions { scitags, ..config.meter.options() },
         coverage: Duration::from_secs(config.record.coverage),
         agent_silent: Duration::from_secs(config.record.agent_silent),
         bans,
         vos,
     };
-    let (service, inputs) = Service::new(options, recorder, recovered, machine_events, asked);
+    let (service, inputs) = Service::new(options, recorder, recovered, feeds);
     status::serve(&config.status.socket, config.status.group.as_deref(), asks.clone())?;
     if let Some(file) = config.metrics.file.clone() {
         tokio::spawn(status::write_regularly(file, Duration::from_secs(config.metrics.interval), asks));

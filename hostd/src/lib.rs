@@ -2,7 +2,7 @@
 //!
 //! Pure: [`decode`], [`meter`], [`attribute`], [`unleased`], [`join`], [`bans`], [`tasks`], [`quota`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
 //! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links), [`offline`] (capture files).
-//! [`service`] owns the state between them; [`daemon`] puts all together.
+//! [`service`] owns the state between them; [`daemon`] puts all together. [`watch`] captures interfaces by name, without VMs.
 
 pub mod attribute;
 pub mod bans;
@@ -29,4 +29,5 @@ pub mod tasks;
 pub mod top;
 pub mod unleased;
 pub mod vm;
+pub mod watch;
 pub mod witness;

@@ -70,18 +70,30 @@ pub fn follow(
     (hypervisor, changes): (Hypervisor, mpsc::Receiver<Change>),
     (keeper, found): (PinKeeper, Vec<Outcome>),
     options: MachineOptions,
-    events: mpsc::Sender<MachineEvent>,
+    (events, rechecks): (mpsc::Sender<MachineEvent>, mpsc::Receiver<DomainUuid>),
 ) -> std::io::Result<JoinHandle<()>> {
     // A runtime of its own, for waiting with a limit: the daemon's may be gone while this thread still runs.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (resynced, unacknowledged) = (Instant::now(), Vec::new());
     let site = Site { host: options.host.clone(), vos: options.vos.borrow().clone() };
     let machines = Machines { hypervisor, keeper, site, options, events, unacknowledged, resynced, connected: true };
-    std::thread::Builder::new().name("machines".into()).spawn(move || machines.run(changes, found, &runtime))
+    std::thread::Builder::new()
+        .name("machines".into())
+        .spawn(move || machines.run((changes, rechecks), found, &runtime))
 }
 
 /// Nobody listens any more.
 struct Stopped;
+
+/// Why the thread wakes.
+enum Wake {
+    Change(Change),
+    /// The service wants fresh news of a VM.
+    Recheck(DomainUuid),
+    Pace,
+    /// libvirt's side has ended.
+    Closed,
+}
 
 struct Machines {
     hypervisor: Hypervisor,
@@ -96,16 +108,28 @@ struct Machines {
 }
 
 impl Machines {
-    fn run(mut self, mut changes: mpsc::Receiver<Change>, found: Vec<Outcome>, runtime: &Runtime) {
+    fn run(
+        mut self,
+        (mut changes, mut rechecks): (mpsc::Receiver<Change>, mpsc::Receiver<DomainUuid>),
+        found: Vec<Outcome>,
+        runtime: &Runtime,
+    ) {
         if self.disks(found).is_err() {
             return;
         }
         loop {
-            let change = runtime.block_on(async { tokio::time::timeout(PACE, changes.recv()).await });
-            let outcome = match change {
-                Ok(Some(change)) => self.change(change),
-                Ok(None) => return,
-                Err(_) => Ok(()),
+            let wake = runtime.block_on(async {
+                tokio::select! {
+                    change = changes.recv() => change.map_or(Wake::Closed, Wake::Change),
+                    Some(domain) = rechecks.recv() => Wake::Recheck(domain),
+                    () = tokio::time::sleep(PACE) => Wake::Pace,
+                }
+            });
+            let outcome = match wake {
+                Wake::Change(change) => self.change(change),
+                Wake::Recheck(domain) => self.up(domain, None),
+                Wake::Pace => Ok(()),
+                Wake::Closed => return,
             };
             if outcome.and_then(|()| self.idle()).is_err() {
                 return;

@@ -12,7 +12,7 @@ use hostd::{
     cli::{Cli, Command},
     daemon::{self, DaemonError},
     offline::{self, MeterArgs, Outcome},
-    status, top,
+    status, top, watch,
 };
 
 fn main() -> ExitCode {
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Top { socket, sort, once: true, .. } => shown(top::once(&socket, sort)),
         Command::Top { socket, sort, interval, .. } => shown(top::live(&socket, sort, Duration::from_secs(interval))),
         Command::Meter(args) => return meter(&args),
+        Command::Watch(arguments) => ended(watch::run(&arguments)),
         Command::Metrics { socket } => shown(metrics(&socket)),
         Command::Man { folder } => ended(clap_mangen::generate_to(Cli::command(), folder).map_err(DaemonError::System)),
     };

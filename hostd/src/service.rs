@@ -3,12 +3,16 @@
 //! ```text
 //!  machines thread ─ MachineEvent ─┐                         ┌─► recorder thread (ledger)
 //!  link tasks ────── LinkEvent ────┼─► Service (this task) ──┤
-//!  tap threads ───── Tapped ───────┘                         └─► link tasks, tap threads (opened and ended here)
+//!  tap threads ───── Tapped ───────┤                         └─► link tasks, tap threads (opened and ended here)
+//!  interfaces ────── LinkNews ─────┘
 //! ```
+//! Which of the ready inputs comes next is drawn by lot, and each gives a little at a time: none keeps another waiting, and inside
+//! of an input each VM has its turn.
 //! Whatever ends first ends the daemon; state that must outlive it is in the ledger and in the pin folders.
 
 mod claims;
 mod facts;
+mod flows;
 mod report;
 mod telling;
 mod witnessed;
@@ -23,27 +27,33 @@ use std::{
 use tokio::sync::{mpsc, oneshot, watch};
 use vestigo_model::{
     Clock, Coverage, DomainUuid, EventKind, Exit, Fact, HostId, InstanceEnd, Label, LinkPosition, Payload, PayloadEnd,
-    StopReason, SystemClock, Timestamp, Vo, link::Hello,
+    StopReason, SystemClock, TapName, Timestamp, Vo, link::Hello,
 };
 
 use crate::{
     attribute::{AgentState, LeaseBook},
     bans::BanSet,
-    capture::Tapped,
+    capture::{Capture, TapQueues, links::LinkNews},
     domain::{Inspection, VoMap},
     guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
-    join::join,
     machines::MachineEvent,
     meter::MeterOptions,
     recorder::{Recorder, told},
     status::Ask,
     tally::Shares,
     tasks::TaskBook,
-    vm::{Vm, lost},
+    vm::{Vm, Watching},
 };
 
-/// Events and records waiting for the service.
-const QUEUE: usize = 16_384;
+/// Events of links waiting for the service. Few: links that wait for room get it in the order in which they asked, so that a
+/// guest that says much waits behind every other one.
+const QUEUE: usize = 64;
+
+/// How long the last records of a VM may take to find room.
+const LAST_FLOWS: Duration = Duration::from_secs(10);
+
+/// How long it is remembered when an interface came up: libvirt tells of a VM well before.
+const NEW: Duration = Duration::from_secs(600);
 
 /// How often the taps are asked for their numbers.
 const POLL: Duration = Duration::from_secs(1);
@@ -56,6 +66,8 @@ const WATCHDOG: Duration = Duration::from_secs(10);
 pub struct ServiceOptions {
     /// This hypervisor.
     pub host: HostId,
+    /// Opens taps.
+    pub capture: Capture,
     /// Timeouts and bounds of metering.
     pub meter: MeterOptions,
     /// Length of a coverage statement.
@@ -83,14 +95,31 @@ pub struct Service {
     tasks: TaskBook,
     positions: Vec<LinkPosition>,
     links: mpsc::Sender<LinkEvent>,
-    taps: mpsc::Sender<Tapped>,
+    watching: Watching,
+    /// Interfaces that came up of late, and when.
+    appeared: HashMap<TapName, (u32, Timestamp)>,
+    recheck: mpsc::Sender<DomainUuid>,
+    /// Records wait for room in the ledger's queue.
+    starved: bool,
+}
+
+/// What others tell the service, and whom it asks.
+pub struct Feeds {
+    /// News of VMs.
+    pub machines: mpsc::Receiver<MachineEvent>,
+    /// VMs of which news are wanted at once.
+    pub recheck: mpsc::Sender<DomainUuid>,
+    /// News of interfaces.
+    pub interfaces: mpsc::Receiver<LinkNews>,
+    /// Who wants to see the numbers.
+    pub asks: mpsc::Receiver<Ask>,
 }
 
 /// The queues that the service reads.
 pub struct Inputs {
     links: mpsc::Receiver<LinkEvent>,
-    taps: mpsc::Receiver<Tapped>,
     machines: mpsc::Receiver<MachineEvent>,
+    interfaces: mpsc::Receiver<LinkNews>,
     asks: mpsc::Receiver<Ask>,
 }
 
@@ -101,20 +130,35 @@ impl Service {
         options: ServiceOptions,
         recorder: Recorder,
         recovered: vestigo_ledger::Recovered,
-        machines: mpsc::Receiver<MachineEvent>,
-        asks: mpsc::Receiver<Ask>,
+        feeds: Feeds,
     ) -> (Self, Inputs) {
         let (links, link_events) = mpsc::channel(QUEUE);
-        let (taps, tapped) = mpsc::channel(QUEUE);
+        let queues = Arc::new(TapQueues::default());
+        let watching = Watching { capture: options.capture.clone(), meter: options.meter, queues };
         let mut book = LeaseBook::new();
         for payload in recovered.payloads {
             book.enter(payload);
         }
         let unconfirmed = recovered.instances.into_iter().map(|instance| (instance.domain, instance)).collect();
         let (positions, tasks) = (recovered.links, TaskBook::restored(recovered.tasks));
-        let (vms, vos, begun) = (HashMap::new(), HashMap::new(), SystemClock.now());
-        let service = Self { options, recorder, vms, unconfirmed, book, vos, begun, tasks, positions, links, taps };
-        (service, Inputs { links: link_events, taps: tapped, machines, asks })
+        let service = Self {
+            options,
+            recorder,
+            vms: HashMap::new(),
+            unconfirmed,
+            book,
+            vos: HashMap::new(),
+            begun: SystemClock.now(),
+            tasks,
+            positions,
+            links,
+            watching,
+            appeared: HashMap::new(),
+            recheck: feeds.recheck,
+            starved: false,
+        };
+        let Feeds { machines, interfaces, asks, .. } = feeds;
+        (service, Inputs { links: link_events, machines, interfaces, asks })
     }
 
     /// Runs until told to stop. Then ends every capture and writes what is left.
@@ -125,9 +169,9 @@ impl Service {
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
+        let (queues, recorder) = (Arc::clone(&self.watching.queues), self.recorder.clone());
         loop {
             tokio::select! {
-                biased;
                 _ = &mut stop => break,
                 _ = alive.tick() => {
                     // Without systemd there is nobody to tell.
@@ -139,36 +183,26 @@ impl Service {
                     None => break,
                 },
                 Ok(()) = bans.changed() => self.spread_bans(),
-                _ = poll.tick() => self.vms.values_mut().for_each(Vm::poll),
-                Some(ask) = inputs.asks.recv() => ask.answer(|| self.status()),
-                Some(tapped) = inputs.taps.recv() => self.flow(&tapped).await,
+                Some(news) = inputs.interfaces.recv() => self.interface(news),
+                () = queues.woken(), if !self.starved => self.flows().await,
+                () = recorder.has_room(), if self.starved => self.flows().await,
                 _ = coverage.tick() => self.coverage().await,
+                _ = poll.tick() => self.vms.values_mut().for_each(|vm| vm.taps.poll()),
+                Some(ask) = inputs.asks.recv() => ask.answer(|| self.status()),
             }
         }
-        self.stop(&mut inputs.taps).await;
+        self.stop().await;
     }
 
-    async fn stop(mut self, tapped: &mut mpsc::Receiver<Tapped>) {
+    async fn stop(mut self) {
         let now = SystemClock.now();
+        self.vms.values().for_each(|vm| vm.taps.end());
+        let deadline = Instant::now() + LAST_FLOWS;
         for domain in self.vms.keys().copied().collect::<Vec<_>>() {
-            self.close(domain, now).await;
-        }
-        while let Ok(tapped) = tapped.try_recv() {
-            self.flow(&tapped).await;
-        }
-        for domain in self.vms.keys().copied().collect::<Vec<_>>() {
-            self.tell_waiting(domain, true).await;
+            self.close(domain, now, deadline).await;
         }
         self.event(None, EventKind::HostStopped, []).await;
-        self.recorder.stop().await;
-    }
-
-    async fn flow(&mut self, tapped: &Tapped) {
-        let agent = self.agent(tapped.observed.domain);
-        let mut flow = join(tapped, &self.book, agent);
-        flow.notes.scitag = self.scitag(&flow, tapped);
-        self.note_flow(&flow, tapped).await;
-        self.recorder.flow(flow);
+        self.recorder.stop();
     }
 
     fn agent(&self, domain: DomainUuid) -> AgentState {
@@ -179,13 +213,7 @@ impl Service {
     async fn coverage(&mut self) {
         let now = SystemClock.now();
         let silent = self.options.agent_silent;
-        let mut statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
-        let lost_flows = self.recorder.take_lost_flows();
-        if lost_flows > 0 {
-            let (host, from) = (self.options.host.clone(), now - self.options.coverage);
-            let state = lost(Some(lost_flows), "ledger");
-            statements.push(Coverage { host, domain: None, tap: None, from, to: now, state });
-        }
+        let statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
         for coverage in statements {
             self.recorder.submit(Fact::Coverage(coverage), None, None).await;
         }
@@ -196,6 +224,7 @@ impl Service {
         self.spread_bans();
         self.book.prune(now);
         self.tasks.prune(now);
+        self.appeared.retain(|_, (_, time)| now.since(*time) < NEW);
     }
 
     async fn machine(&mut self, event: MachineEvent) {
@@ -234,6 +263,9 @@ impl Service {
             self.down(domain, StopReason::Unobserved, seen.start).await;
         }
         let known = self.unconfirmed.remove(&domain).filter(|_| began.is_none());
+        let now = SystemClock.now();
+        // Of a VM whose beginning was seen nothing was captured yet; what was before hostd began is said elsewhere.
+        let since = if self.vms.contains_key(&domain) { now } else { began.map_or(now, |began| began.min(now)) };
         let written = match self.vms.get_mut(&domain) {
             Some(vm) => {
                 Vm::keep_learnt(&mut seen, &vm.instance);
@@ -248,15 +280,15 @@ impl Service {
                     Vm::keep_learnt(&mut seen, known);
                 }
                 tracing::info!(%domain, name = %seen.name, vo = seen.vo.as_ref().map_or("unmapped", |vo| vo.as_str()), "VM runs");
-                self.vms.insert(domain, Vm::new(seen, SystemClock.now()));
+                self.vms.insert(domain, Vm::new(seen, now));
                 for (target, why) in inspection.unpinnable {
                     self.event(Some(domain), EventKind::DiskMissed, [("disk", target), ("reason", why)]).await;
                 }
                 false
             }
         };
-        let Some(vm) = self.vms.get_mut(&domain) else { return };
-        vm.watch_taps(self.options.meter, &self.taps);
+        self.watch_taps(domain, since).await;
+        let Some(vm) = self.vms.get(&domain) else { return };
         let instance = vm.instance.clone();
         self.spread_bans();
         if !written {
@@ -300,7 +332,7 @@ impl Service {
     }
 
     async fn down(&mut self, domain: DomainUuid, why: StopReason, time: Timestamp) {
-        self.close(domain, SystemClock.now()).await;
+        self.close(domain, SystemClock.now(), Instant::now() + LAST_FLOWS).await;
         if let Some(mut vm) = self.vms.remove(&domain) {
             vm.note_learnt();
             tracing::info!(%domain, name = %vm.instance.name, ?why, "VM ended");
@@ -308,8 +340,11 @@ impl Service {
         }
     }
 
-    /// Ends the VM's captures and its link, with their last statement of coverage.
-    async fn close(&mut self, domain: DomainUuid, now: Timestamp) {
+    /// Ends the VM's captures and its link, with their last records and statements of coverage.
+    async fn close(&mut self, domain: DomainUuid, now: Timestamp, deadline: Instant) {
+        let Some(vm) = self.vms.get(&domain) else { return };
+        vm.taps.end();
+        self.last_flows(domain, deadline).await;
         self.tell_waiting(domain, true).await;
         let Some(vm) = self.vms.get_mut(&domain) else { return };
         let silent = self.options.agent_silent;

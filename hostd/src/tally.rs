@@ -99,7 +99,9 @@ impl TapTally {
     /// Takes what was counted in `seconds`.
     pub fn add(&mut self, report: &Report, seconds: f64) {
         let counts = &report.counts;
+        self.count("offered", report.offered);
         self.count("ring_dropped", report.dropped);
+        self.count("ring_freezes", report.freezes);
         self.count("unqueued", report.unqueued);
         let passed = [counts.from_vm.packets, counts.from_vm.bytes, counts.to_vm.packets, counts.to_vm.bytes];
         let names = ["packets_from_vm", "bytes_from_vm", "packets_to_vm", "bytes_to_vm"];

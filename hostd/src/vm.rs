@@ -1,24 +1,20 @@
 //! One running VM as hostd holds it: its record, its taps' captures, its agent's link.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+mod taps;
 
-use tokio::sync::mpsc::Sender;
-use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, Tap, TapName, Timestamp};
+use std::{path::PathBuf, time::Duration};
+
+use vestigo_model::{BootId, Coverage, CoverageState, Instance, LinkPosition, Timestamp};
 
 use crate::{
     attribute::AgentState,
-    capture::{CaptureError, Observed, PnetSource, Report, TapCapture, Tapped},
     guestlink::{BanList, LinkHandle},
-    meter::MeterOptions,
     quota::{Pace, Quota},
-    recorder::chain,
-    tally::{Tally, TapTally},
-    witness::{Marking, TapWitness, WitnessCounts},
+    tally::Tally,
+    witness::Marking,
 };
+
+pub use taps::{Shown, Statement, Taps, Watching};
 
 /// What one VM can make hostd write beside its payloads: rates that no honest agent comes near.
 #[derive(Debug)]
@@ -77,14 +73,9 @@ pub struct Vm {
     pub tally: Tally,
     /// Whether it marks its packets by flow label.
     pub marking: Marking,
+    /// Its interfaces.
+    pub taps: Taps,
     heard: Option<Timestamp>,
-    taps: HashMap<TapName, TapCapture>,
-    witnesses: HashMap<TapName, TapWitness>,
-    /// What the captures reported since the last statement of coverage.
-    reports: HashMap<TapName, Report>,
-    tap_tallies: HashMap<TapName, TapTally>,
-    polled: Instant,
-    failures: HashMap<TapName, String>,
     channel_fault: Option<String>,
     covered_to: Timestamp,
 }
@@ -102,13 +93,8 @@ impl Vm {
             watched: now,
             tally: Tally::default(),
             marking: Marking::default(),
+            taps: Taps::default(),
             heard: None,
-            taps: HashMap::new(),
-            witnesses: HashMap::new(),
-            reports: HashMap::new(),
-            tap_tallies: HashMap::new(),
-            polled: Instant::now(),
-            failures: HashMap::new(),
             channel_fault: None,
             covered_to: now,
         }
@@ -119,38 +105,6 @@ impl Vm {
     pub fn differs(&self, seen: &Instance) -> bool {
         let aligned = Instance { start: self.instance.start, end: self.instance.end, ..seen.clone() };
         aligned != self.instance
-    }
-
-    /// Opens a capture on each tap that can be seen and has none.
-    pub fn watch_taps(&mut self, options: MeterOptions, queue: &Sender<Tapped>) {
-        let instance = &self.instance;
-        for tap in instance.taps.iter().filter(|tap| tap.not_capturable.is_none()) {
-            if self.taps.contains_key(&tap.name) {
-                continue;
-            }
-            let observed = Observed {
-                host: instance.host.clone(),
-                domain: instance.domain,
-                instance: instance.id.clone(),
-                vo: instance.vo.clone(),
-                tap: tap.clone(),
-                witness: self.witness_of(tap),
-            };
-            let witness = observed.witness.clone();
-            match open(observed, options, queue) {
-                Ok(capture) => {
-                    self.failures.remove(&tap.name);
-                    self.taps.insert(tap.name.clone(), capture);
-                    self.witnesses.insert(tap.name.clone(), witness);
-                }
-                Err(error) => {
-                    let why = chain(&error);
-                    if self.failures.insert(tap.name.clone(), why.clone()).as_ref() != Some(&why) {
-                        tracing::error!(domain = %instance.domain, tap = %tap.name, error = why, "a tap is not captured");
-                    }
-                }
-            }
-        }
     }
 
     /// Whether this very fault has been reported; notes it if not.
@@ -173,12 +127,6 @@ impl Vm {
         }
     }
 
-    /// The same as before, where the tap was captured before.
-    fn witness_of(&self, tap: &Tap) -> TapWitness {
-        let known = self.witnesses.get(&tap.name).filter(|witness| witness.mac() == tap.mac);
-        known.cloned().unwrap_or_else(|| TapWitness::new(tap.mac, tap.learnt.clone()))
-    }
-
     /// Takes over what is known of the taps' addresses from the record that this one replaces: libvirt does not know them.
     pub fn keep_learnt(seen: &mut Instance, known: &Instance) {
         for tap in &mut seen.taps {
@@ -191,99 +139,45 @@ impl Vm {
     pub fn note_learnt(&mut self) -> bool {
         let mut news = false;
         for tap in &mut self.instance.taps {
-            let Some(witness) = self.witnesses.get(&tap.name) else { continue };
-            let memory = witness.memory();
-            if memory.learnt() != tap.learnt {
-                tap.learnt = memory.learnt().to_vec();
-                news = true;
-            }
+            let Some(learnt) = self.taps.learnt(&tap.name).filter(|learnt| *learnt != tap.learnt) else { continue };
+            tap.learnt = learnt;
+            news = true;
         }
         news
     }
 
-    /// Asks the captures what they have counted.
-    pub fn poll(&mut self) {
-        let seconds = std::mem::replace(&mut self.polled, Instant::now()).elapsed().as_secs_f64();
-        for (name, capture) in &self.taps {
-            let report = capture.take_report();
-            self.reports.entry(name.clone()).or_default().add(&report);
-            self.tap_tallies.entry(name.clone()).or_default().add(&report, seconds);
-        }
-    }
-
-    /// What was counted on a tap, and learnt there.
-    #[must_use]
-    pub fn tap(&self, name: &TapName) -> (TapTally, Option<WitnessCounts>, Option<String>) {
-        let tally = self.tap_tallies.get(name).cloned().unwrap_or_default();
-        let witness = self.witnesses.get(name).map(|witness| witness.memory().counts());
-        (tally, witness, self.failures.get(name).cloned())
-    }
-
     /// States what could be seen since the last statement.
     pub fn coverage(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
-        self.poll();
-        let reports = std::mem::take(&mut self.reports);
-        // A tap that went away is captured anew when it is back; not before its last report is in.
-        self.taps.retain(|_, capture| !capture.ended());
-        self.state(&reports, now, silent_after)
+        let taps = self.taps.state(now);
+        self.stated(taps, now, silent_after)
     }
 
-    /// Ends every capture and gives the last statement. Blocks for about a tenth of a second a tap.
+    /// Ends its captures and its link, and gives the last statements. Blocks until the captures have ended.
     pub fn close(&mut self, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
         self.channel = None;
-        for (name, capture) in self.taps.drain() {
-            self.reports.entry(name).or_default().add(&capture.stop());
-        }
-        let reports = std::mem::take(&mut self.reports);
-        self.state(&reports, now, silent_after)
+        let taps = self.taps.close(now);
+        self.stated(taps, now, silent_after)
     }
 
-    fn state(&mut self, reports: &HashMap<TapName, Report>, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
+    fn stated(&mut self, taps: Vec<Statement>, now: Timestamp, silent_after: Duration) -> Vec<Coverage> {
         let from = std::mem::replace(&mut self.covered_to, now).min(now);
-        let mut states: Vec<(Option<TapName>, CoverageState)> = Vec::new();
-        for tap in &self.instance.taps {
-            let why = tap.not_capturable.as_ref().or_else(|| self.failures.get(&tap.name));
-            match (reports.get(&tap.name), why) {
-                (_, Some(why)) => {
-                    states.push((Some(tap.name.clone()), CoverageState::NotCapturable { why: why.clone() }));
-                }
-                (Some(report), None) => {
-                    states.extend(seen(report).into_iter().map(|state| (Some(tap.name.clone()), state)));
-                }
-                (None, None) => states.push((Some(tap.name.clone()), lost(None, "no-capture"))),
-            }
-        }
-        match self.agent(now, silent_after) {
-            AgentState::Absent => states.push((None, CoverageState::AgentAbsent)),
-            AgentState::Silent => states.push((None, CoverageState::AgentSilent)),
-            AgentState::Present => {}
-        }
-        let (host, domain) = (&self.instance.host, Some(self.instance.domain));
-        states
-            .into_iter()
-            .map(|(tap, state)| Coverage { host: host.clone(), domain, tap, from, to: now, state })
-            .collect()
+        let agent = match self.agent(now, silent_after) {
+            AgentState::Absent => Some(CoverageState::AgentAbsent),
+            AgentState::Silent => Some(CoverageState::AgentSilent),
+            AgentState::Present => None,
+        };
+        let (host, domain) = (self.instance.host.clone(), Some(self.instance.domain));
+        let agent = agent.map(|state| Coverage { host, domain, tap: None, from, to: now, state });
+        self.of_taps(taps).into_iter().chain(agent).collect()
     }
-}
 
-fn open(observed: Observed, options: MeterOptions, queue: &Sender<Tapped>) -> Result<TapCapture, CaptureError> {
-    let source = PnetSource::open(&observed.tap.name)?;
-    TapCapture::start(Box::new(source), observed, options, queue.clone())
-}
-
-/// What a tap's report amounts to.
-fn seen(report: &Report) -> Vec<CoverageState> {
-    let losses: Vec<_> = [(report.dropped, "ring"), (report.unqueued, "queue"), (report.counts.orphans, "fragments")]
-        .into_iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, place)| lost(Some(count), place))
-        .collect();
-    if !losses.is_empty() {
-        losses
-    } else if report.counts.frames > 0 {
-        vec![CoverageState::Ok]
-    } else {
-        vec![CoverageState::Nodata]
+    /// Statements of its taps as the ledger keeps them.
+    #[must_use]
+    pub fn of_taps(&self, statements: Vec<Statement>) -> Vec<Coverage> {
+        let (host, domain) = (&self.instance.host, Some(self.instance.domain));
+        let coverage =
+            |(tap, (from, to), state)| Coverage { host: host.clone(), domain, tap: Some(tap), from, to, state };
+        statements.into_iter().map(coverage).collect()
     }
 }
 

@@ -23,6 +23,11 @@ pub enum CoverageState {
         #[serde(rename = "where")]
         place: String,
     },
+    /// Everything was seen and counted, but so many conversations are not told apart: the VM had more at once than are kept.
+    Folded {
+        /// How many, at most.
+        count: u64,
+    },
     /// The tap's frames cannot be seen from the host.
     NotCapturable {
         /// Why.
@@ -41,6 +46,7 @@ impl fmt::Display for CoverageState {
             Self::Nodata => f.write_str("nodata"),
             Self::Lost { count: Some(count), place } => write!(f, "lost({count}, {place})"),
             Self::Lost { count: None, place } => write!(f, "lost(unknown number, {place})"),
+            Self::Folded { count } => write!(f, "folded({count})"),
             Self::NotCapturable { why } => write!(f, "not-capturable({why})"),
             Self::AgentAbsent => f.write_str("agent-absent"),
             Self::AgentSilent => f.write_str("agent-silent"),

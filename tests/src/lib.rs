@@ -29,5 +29,6 @@ pub mod require;
 pub mod s3;
 pub mod site;
 pub mod stack;
+pub mod traffic;
 pub mod truth;
 pub mod vm;

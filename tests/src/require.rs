@@ -20,6 +20,8 @@ pub enum Need {
     S3,
     /// Ansible in the Python environment.
     Ansible,
+    /// Flow meters of others, and the reference of Community ID in the Python environment.
+    Meters,
 }
 
 impl fmt::Display for Need {
@@ -30,6 +32,7 @@ impl fmt::Display for Need {
             Need::Network => "iproute2 and network namespaces (run tests/prerequisites)",
             Need::S3 => "the S3 server (run tests/prerequisites)",
             Need::Ansible => "Ansible (run tests/prerequisites)",
+            Need::Meters => "tshark, nfdump, argus and communityid (run tests/prerequisites)",
         })
     }
 }
@@ -58,6 +61,10 @@ fn is_met(need: Need) -> bool {
         Need::Network => on_path("ip") && on_path("unshare") && Path::new("/proc/self/ns/net").exists(),
         Need::S3 => paths::venv("weed").is_file(),
         Need::Ansible => paths::venv("ansible-playbook").is_file(),
+        Need::Meters => {
+            ["tshark", "nfpcapd", "nfdump", "argus", "ra"].iter().all(|name| on_path(name))
+                && paths::venv("community-id").is_file()
+        }
     }
 }
 

@@ -96,6 +96,11 @@ impl Entry {
         self.state & mark != 0
     }
 
+    /// Has the second cache line fetched.
+    pub(super) const fn touch(&self) -> i64 {
+        self.began
+    }
+
     pub(super) const fn is_closed(&self) -> bool {
         self.is(mark::CLOSED)
     }

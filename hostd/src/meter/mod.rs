@@ -229,7 +229,12 @@ impl<W: Witness> Meter<W> {
 
     /// Ends every flow.
     pub fn flush(&mut self, out: &mut Vec<Metered>) {
-        self.table.flush(out);
+        self.table.drain(usize::MAX, out);
+    }
+
+    /// As [`Meter::flush`], but some `room` at a time: to be called until it gives nothing.
+    pub fn drain(&mut self, room: usize, out: &mut Vec<Metered>) {
+        self.table.drain(room, out);
     }
 
     /// Takes what was counted.

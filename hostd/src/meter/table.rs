@@ -72,14 +72,24 @@ impl Table {
         }
     }
 
-    /// Counts what was taken.
+    /// Counts what was taken. First for all packets the index is asked for a candidate, then all candidates are looked at, then all are
+    /// counted: within a step no packet waits for the memory of another.
     pub(super) fn settle(&mut self) {
         let batch = std::mem::take(&mut self.batch);
-        let mut found = [None; BATCH];
-        for (slot, sighting) in found.iter_mut().zip(&batch) {
-            *slot = self.find(sighting.hash, &sighting.key);
+        let mut hints = [None; BATCH];
+        for (hint, sighting) in hints.iter_mut().zip(&batch) {
+            *hint = self.index.find(sighting.hash, |_| true).copied();
         }
-        for (hint, sighting) in found.iter().zip(&batch) {
+        let mut warmth = 0;
+        for (hint, sighting) in hints.iter_mut().zip(&batch) {
+            let Some(entry) = hint.and_then(|at| self.slab.get(at)) else { continue };
+            warmth ^= entry.touch();
+            if entry.key != sighting.key {
+                *hint = None;
+            }
+        }
+        std::hint::black_box(warmth);
+        for (hint, sighting) in hints.iter().zip(&batch) {
             self.count(sighting, *hint);
         }
         self.batch = batch;
@@ -244,11 +254,14 @@ impl Table {
         self.slab.remove(at);
     }
 
-    /// Ends every flow.
-    pub(super) fn flush(&mut self, out: &mut Vec<Metered>) {
+    /// Ends flows until none is left or there is no more room; what was folded comes first, whole.
+    pub(super) fn drain(&mut self, room: usize, out: &mut Vec<Metered>) {
         self.settle();
+        let end = out.len().saturating_add(room);
         self.folds.flush(out);
-        while let Some(at) = self.wheel.take_any(&mut self.slab) {
+        while out.len() < end
+            && let Some(at) = self.wheel.take_any(&mut self.slab)
+        {
             if let Some(entry) = self.slab.get_mut(at) {
                 let reason = if entry.is_closed() { EndReason::EndOfFlow } else { EndReason::Forced };
                 out.push(entry.record(self.asides.get_mut(&at), reason));

@@ -78,7 +78,7 @@ impl Bench {
 
     fn flush(&mut self) -> Vec<Metered> {
         let mut out = Vec::new();
-        self.table.flush(&mut out);
+        self.table.drain(usize::MAX, &mut out);
         out
     }
 }

@@ -2,7 +2,7 @@
 
 mod args;
 pub mod capture_file;
-mod show;
+pub(crate) mod show;
 
 use std::{
     fs::File,
@@ -26,6 +26,9 @@ pub use args::MeterArgs;
 
 /// Packet time between two askings for what is due.
 const PACE: Duration = Duration::from_millis(100);
+
+/// Records held at once.
+const RECORDS: usize = 4096;
 
 /// Why files were not metered.
 #[derive(Debug, thiserror::Error)]
@@ -95,9 +98,14 @@ impl<O: Write, N: Write> Run<O, N> {
                 outcome = Outcome::Broken;
             }
         }
-        self.meter.flush(&mut self.due);
-        self.print()?;
-        self.printer.end()?;
+        loop {
+            self.meter.drain(RECORDS, &mut self.due);
+            if self.due.is_empty() {
+                break;
+            }
+            self.print()?;
+        }
+        self.printer.flush()?;
         self.summary.write(&self.meter.take_counts(), self.printer.flows(), &mut self.notes)?;
         Ok(outcome)
     }
@@ -135,15 +143,20 @@ impl<O: Write, N: Write> Run<O, N> {
         self.meter.decoded(&frame, captured.decode());
         if captured.time.since(self.asked) >= PACE || captured.time < self.asked {
             self.asked = captured.time;
-            self.meter.due(captured.time, usize::MAX, &mut self.due);
-            self.print()?;
+            loop {
+                self.meter.due(captured.time, RECORDS, &mut self.due);
+                if self.due.is_empty() {
+                    break;
+                }
+                self.print()?;
+            }
         }
         Ok(())
     }
 
     fn print(&mut self) -> Result<(), OfflineError> {
         for record in self.due.drain(..) {
-            self.printer.record(&record)?;
+            self.printer.record(&record, None)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use vestigo_model::{EndReason, FlowNotes, Initiator, Timestamp};
+use vestigo_model::{EndReason, FlowNotes, Initiator, TapName, Timestamp};
 
 use crate::{
     community::community_id,
@@ -18,6 +18,9 @@ use crate::{
 /// One flow of `--json`.
 #[derive(Serialize)]
 struct Line<'a> {
+    /// Where it was seen, of a live capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interface: Option<&'a TapName>,
     start: Timestamp,
     end: Timestamp,
     orig_ip: IpAddr,
@@ -40,8 +43,9 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(record: &'a Metered) -> Self {
+    fn of(record: &'a Metered, interface: Option<&'a TapName>) -> Self {
         Self {
+            interface,
             start: record.first,
             end: record.last,
             orig_ip: record.orig.0,
@@ -65,7 +69,7 @@ impl<'a> Line<'a> {
 }
 
 /// Writes records.
-pub(super) struct Printer<O: Write> {
+pub(crate) struct Printer<O: Write> {
     out: BufWriter<O>,
     json: bool,
     records: u64,
@@ -73,16 +77,17 @@ pub(super) struct Printer<O: Write> {
 }
 
 impl<O: Write> Printer<O> {
-    pub(super) fn new(out: O, json: bool) -> Self {
+    pub(crate) fn new(out: O, json: bool) -> Self {
         Self { out: BufWriter::with_capacity(1 << 16, out), json, records: 0, flows: 0 }
     }
 
     /// Flows that ended: records of a flow that goes on are not counted.
-    pub(super) const fn flows(&self) -> u64 {
+    pub(crate) const fn flows(&self) -> u64 {
         self.flows
     }
 
-    pub(super) fn record(&mut self, record: &Metered) -> io::Result<()> {
+    /// `interface`: where it was seen, of a live capture.
+    pub(crate) fn record(&mut self, record: &Metered, interface: Option<&TapName>) -> io::Result<()> {
         if !self.json && self.records == 0 {
             row(&mut self.out, ["START", "SECONDS", "PROTO", "ORIGINATOR", "RESPONDER", "PACKETS", "BYTES", "END"])?;
         }
@@ -91,7 +96,7 @@ impl<O: Write> Printer<O> {
         if !self.json {
             return self.row(record);
         }
-        serde_json::to_writer(&mut self.out, &Line::of(record))?;
+        serde_json::to_writer(&mut self.out, &Line::of(record, interface))?;
         self.out.write_all(b"\n")
     }
 
@@ -105,7 +110,8 @@ impl<O: Write> Printer<O> {
         row(&mut self.out, [&start, &seconds, &proto, &orig, &resp, &packets, &bytes, record.end_reason.as_str()])
     }
 
-    pub(super) fn end(&mut self) -> io::Result<()> {
+    /// Everything so far is out.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
 }

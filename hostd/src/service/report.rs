@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     status::{self, Counters, Rates, ShareStatus, Status, TapStatus, VmStatus, VoStatus},
     tally::Tally,
+    vm::Shown,
 };
 use vestigo_model::Tap;
 
@@ -13,12 +14,8 @@ impl Service {
     /// Everything that can be shown.
     pub(super) fn status(&self) -> Status {
         let counts = self.recorder.counts();
-        let waits = |queue: (usize, usize)| count(queue.0.saturating_sub(queue.1));
-        let waiting = [
-            ("ledger", counts.waiting),
-            ("taps", waits((self.taps.max_capacity(), self.taps.capacity()))),
-            ("links", waits((self.links.max_capacity(), self.links.capacity()))),
-        ];
+        let links = count(self.links.max_capacity().saturating_sub(self.links.capacity()));
+        let waiting = [("flows", counts.waiting.0), ("facts", counts.waiting.1), ("links", links)];
         let leases: usize = self.vms.keys().map(|domain| self.book.bytes(*domain)).sum();
         let mut vms: Vec<VmStatus> = self.vms.iter().map(|(domain, vm)| self.vm_status(*domain, vm)).collect();
         vms.sort_by(|a, b| a.name.cmp(&b.name));
@@ -84,9 +81,8 @@ fn of_vm(tally: &Tally) -> Counters {
 }
 
 fn tap_status(vm: &Vm, tap: &Tap) -> TapStatus {
-    let (tally, witness, failure) = vm.tap(&tap.name);
+    let Shown { tally, witness, failure } = vm.taps.shown(&tap.name);
     let mut counters: Counters = tally.counters.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect();
-    let witness = witness.unwrap_or_default();
     counters.extend(named([
         ("witness_unread", witness.unread),
         ("witness_unreadable", witness.unreadable),

@@ -5,7 +5,7 @@ use std::time::Instant;
 use vestigo_model::{Basis, Expected, Flow, Label, PayloadClaim, Vo};
 
 use super::*;
-use crate::{bans, guestlink::BanList, join::source, quota::Pace};
+use crate::{bans, capture::Tapped, guestlink::BanList, join::source, quota::Pace};
 
 /// What a flow can contradict.
 #[derive(Debug, Clone, Copy)]

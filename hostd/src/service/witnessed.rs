@@ -3,6 +3,7 @@
 use vestigo_model::{Flow, SciTag, SciTagSource, Tuple};
 
 use super::*;
+use crate::capture::Tapped;
 
 impl Service {
     /// Writes the records of VMs whose taps showed new addresses.

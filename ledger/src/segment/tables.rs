@@ -251,6 +251,7 @@ const fn state_word(state: &CoverageState) -> &'static str {
         CoverageState::Ok => "ok",
         CoverageState::Nodata => "nodata",
         CoverageState::Lost { .. } => "lost",
+        CoverageState::Folded { .. } => "folded",
         CoverageState::NotCapturable { .. } => "not-capturable",
         CoverageState::AgentAbsent => "agent-absent",
         CoverageState::AgentSilent => "agent-silent",

@@ -2,15 +2,14 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
+    enclose,
     host::{Hostd, StandIn},
     load, starts,
     vm::{Agent, Peer},
@@ -32,26 +31,9 @@ pub fn run(program: &Path, groups: &[String]) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the bench makes namespaces: run it as root");
     let program = fs::canonicalize(program).with_context(|| format!("no agent at {}", program.display()))?;
     if std::env::var_os(INSIDE).is_none() {
-        return enclose();
+        return enclose(INSIDE);
     }
     Bench { program, groups: groups.to_vec(), folder: folder()? }.run()
-}
-
-/// Executes this program again as the first process of namespaces of its own: whatever it starts ends with it.
-fn enclose() -> Result<()> {
-    let mut again = Command::new("unshare");
-    again.args([
-        "--net",
-        "--mount",
-        "--propagation",
-        "private",
-        "--pid",
-        "--fork",
-        "--kill-child=KILL",
-        "--mount-proc",
-    ]);
-    again.arg("--").arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-    Err(again.exec()).context("cannot run unshare")
 }
 
 /// On the disk, empty, and open to every uid.

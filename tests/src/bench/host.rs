@@ -17,11 +17,12 @@ use std::{
 use anyhow::{Context, Result};
 use hostd::{
     bans::BanSet,
+    capture::{Backend, Capture, budget::RingOptions},
     domain::Inspection,
     machines::MachineEvent,
     meter::MeterOptions,
     recorder::Recorder,
-    service::{Service, ServiceOptions},
+    service::{Feeds, Service, ServiceOptions},
 };
 use tokio::{
     runtime::Runtime,
@@ -132,12 +133,15 @@ impl Hostd {
         let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {
             host: name,
+            capture: Capture::new(Backend::default(), RingOptions::default()),
             meter: MeterOptions::default(),
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(30),
             bans: banned,
         };
-        let (service, inputs) = Service::new(options, recorder, recovered, told);
+        // No taps: nobody asks for news of the VM, and there are none of interfaces.
+        let feeds = Feeds { machines: told, recheck: mpsc::channel(1).0, interfaces: mpsc::channel(1).1 };
+        let (service, inputs) = Service::new(options, recorder, recovered, feeds);
         let (stop, stopped) = oneshot::channel();
         let runtime = Runtime::new()?;
         runtime.spawn(service.run(inputs, stopped));

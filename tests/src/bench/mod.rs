@@ -4,16 +4,40 @@
 //! programs of their own (`make bench-…`): no test ever depends on how long something took.
 
 pub mod agent;
+pub mod capture;
+mod generator;
 mod host;
+mod live;
 mod load;
+mod offline;
 mod starts;
 mod vm;
 
-use std::time::Duration;
+use std::{os::unix::process::CommandExt as _, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
 
 /// Prints a figure.
 pub(crate) fn figure(name: &str, value: impl std::fmt::Display) {
     println!("{name}: {value}");
+}
+
+/// Executes this program again as the first process of namespaces of its own: whatever it starts ends with it. There
+/// it finds the variable `inside`.
+pub(crate) fn enclose(inside: &str) -> Result<()> {
+    let mut again = Command::new("unshare");
+    again.args([
+        "--net",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+    ]);
+    again.arg("--").arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(inside, "1");
+    Err(again.exec()).context("cannot run unshare")
 }
 
 /// Tells what goes on.

@@ -15,7 +15,10 @@ use vestigo_model::{
 };
 
 use super::super::*;
-use crate::{capture::Observed, meter::Metered};
+use crate::{
+    capture::{Backend, Observed, TapSender, budget::RingOptions},
+    meter::Metered,
+};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -57,7 +60,12 @@ pub fn own(uid: u128, holder: Holder, first: u16) -> Claim {
 
 pub struct Host {
     machines: mpsc::Sender<MachineEvent>,
-    pub taps: mpsc::Sender<Tapped>,
+    pub taps: Arc<TapQueues>,
+    /// What the threads of the VMs' taps would hold.
+    senders: std::sync::Mutex<BTreeMap<u128, TapSender>>,
+    pub interfaces: mpsc::Sender<LinkNews>,
+    /// The VMs that the service wants to hear of.
+    pub rechecks: mpsc::Receiver<DomainUuid>,
     pub bans: watch::Sender<Arc<BanSet>>,
     pub vos: watch::Sender<VoMap>,
     pub asks: mpsc::Sender<Ask>,
@@ -78,6 +86,7 @@ impl Host {
         let (vos, vos_read) = watch::channel(VoMap::default());
         let options = ServiceOptions {
             host,
+            capture: Capture::new(Backend::Ring, RingOptions::default()),
             meter: MeterOptions::default(),
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(45),
@@ -85,10 +94,25 @@ impl Host {
             vos: vos_read,
         };
         let (asks, asked) = mpsc::channel(8);
-        let (service, inputs) = Service::new(options, recorder, recovered, machine_events, asked);
-        let (taps, (stop, stopped)) = (service.taps.clone(), oneshot::channel());
+        let (recheck, rechecks) = mpsc::channel(64);
+        let (interfaces, link_news) = mpsc::channel(64);
+        let feeds = Feeds { machines: machine_events, recheck, interfaces: link_news, asks: asked };
+        let (service, inputs) = Service::new(options, recorder, recovered, feeds);
+        let (taps, (stop, stopped)) = (Arc::clone(&service.watching.queues), oneshot::channel());
         let service = tokio::spawn(service.run(inputs, stopped));
-        Self { machines, taps, bans, vos, asks, stop, service, ledger }
+        Self {
+            machines,
+            taps,
+            senders: Default::default(),
+            interfaces,
+            rechecks,
+            bans,
+            vos,
+            asks,
+            stop,
+            service,
+            ledger,
+        }
     }
 
     /// Ends in order; gives what the ledger holds then.
@@ -98,6 +122,7 @@ impl Host {
 
     /// The same, with the flows.
     pub async fn stop_with_flows(self, root: &Path) -> (Facts, Vec<Flow>) {
+        drop(self.senders);
         self.stop.send(()).unwrap();
         self.service.await.unwrap();
         self.ledger.join().unwrap();
@@ -107,8 +132,29 @@ impl Host {
         (ledger.facts(all).unwrap(), ledger.flows(&flows).unwrap())
     }
 
+    /// What the service shows.
+    pub async fn status(&self) -> crate::status::Status {
+        let (ask, answer) = Ask::new();
+        self.asks.send(ask).await.unwrap();
+        answer.await.unwrap()
+    }
+
     /// Has the VM run; gives what its agent would connect to.
     pub async fn boot(&self, root: &Path, n: u128) -> UnixListener {
+        let path = root.join(format!("{n}.sock"));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        self.runs(n, SystemClock.now(), None, &[]).await;
+        self.machines.send(MachineEvent::Channel(vm(n), Ok(path))).await.unwrap();
+        listener
+    }
+
+    /// libvirt says that the VM runs, with these taps.
+    pub async fn runs(&self, n: u128, start: Timestamp, began: Option<Timestamp>, taps: &[&str]) {
+        let tap = |name: &&str| {
+            let (name, mac) = (TapName::new(*name).unwrap(), Mac([2, 0, 0, 0, 0, 1]));
+            Tap { name, mac, expected: vec![], learnt: vec![], network: None, not_capturable: None }
+        };
         let instance = Instance {
             host: HostId::new("hv1").unwrap(),
             domain: vm(n),
@@ -120,10 +166,10 @@ impl Host {
             owner: None,
             flavour: None,
             image: None,
-            taps: vec![],
+            taps: taps.iter().map(tap).collect(),
             disks: vec![],
             xml_sha256: Digest::of(b""),
-            start: SystemClock.now(),
+            start,
             end: None,
         };
         let inspection = Inspection {
@@ -134,41 +180,24 @@ impl Host {
             unpinnable: vec![],
             running: true,
         };
-        let path = root.join(format!("{n}.sock"));
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).unwrap();
-        self.machines.send(MachineEvent::Up { inspection: Box::new(inspection), began: None }).await.unwrap();
-        self.machines.send(MachineEvent::Channel(vm(n), Ok(path))).await.unwrap();
-        listener
+        self.machines.send(MachineEvent::Up { inspection: Box::new(inspection), began }).await.unwrap();
     }
 
     /// Waits until the service has taken every flow.
     pub async fn settled(&self) {
-        while self.taps.capacity() < self.taps.max_capacity() {
+        let waits = || self.senders.lock().unwrap().values().any(|sender| sender.room() < sender.capacity());
+        while waits() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// What the service shows.
-    pub async fn status(&self) -> crate::status::Status {
-        let (ask, answer) = Ask::new();
-        self.asks.send(ask).await.unwrap();
-        answer.await.unwrap()
+    /// The queue of a tap of the VM's.
+    pub fn tap(&self, n: u128) -> TapSender {
+        self.special_tap(n, |_| {})
     }
 
-    /// A flow of the VM's.
-    pub async fn flow(&self, n: u128, port: u16, change: impl FnOnce(&mut Metered)) {
-        self.flow_of(n, port, |_| {}, change).await;
-    }
-
-    /// A flow of the VM's, on a tap with something special.
-    pub async fn flow_of(
-        &self,
-        n: u128,
-        port: u16,
-        special: impl FnOnce(&mut Observed),
-        change: impl FnOnce(&mut Metered),
-    ) {
+    /// The queue of a tap with something special.
+    fn special_tap(&self, n: u128, special: impl FnOnce(&mut Observed)) -> TapSender {
         let mut observed = Observed {
             host: HostId::new("hv1").unwrap(),
             domain: vm(n),
@@ -178,31 +207,54 @@ impl Host {
                 name: TapName::new("vnet0").unwrap(),
                 mac: Mac([0; 6]),
                 expected: vec![],
-                learnt: Vec::new(),
+                learnt: vec![],
                 network: None,
                 not_capturable: None,
             },
-            witness: crate::witness::TapWitness::new(Mac([0; 6]), Vec::new()),
+            witness: crate::witness::TapWitness::new(Mac([0; 6]), vec![]),
         };
         special(&mut observed);
-        let now = SystemClock.now();
-        let mut record = Metered {
-            notes: vestigo_model::FlowNotes::default(),
-            direction: Direction::Outgoing,
-            orig: ("10.0.0.5".parse().unwrap(), port),
-            resp: ("192.0.2.1".parse().unwrap(), 443),
-            proto: 6,
-            vlan: None,
-            began: now,
-            first: now,
-            last: now,
-            from_orig: (1, 40, 2),
-            from_resp: (1, 40, 18),
-            end_reason: EndReason::Idle,
-            initiator: Initiator::Seen,
-        };
+        self.taps.open(Arc::new(observed))
+    }
+
+    /// A flow of the VM's.
+    pub async fn flow(&self, n: u128, port: u16, change: impl FnOnce(&mut Metered)) {
+        let mut record = record(port);
         change(&mut record);
-        self.taps.send(Tapped { observed: Arc::new(observed), record }).await.unwrap();
+        let mut senders = self.senders.lock().unwrap();
+        assert_eq!(senders.entry(n).or_insert_with(|| self.tap(n)).send(vec![record]), 0);
+    }
+
+    /// A flow of the VM's, on a tap with something special. All of a VM's go the way of its first.
+    pub async fn flow_of(
+        &self,
+        n: u128,
+        port: u16,
+        special: impl FnOnce(&mut Observed),
+        change: impl FnOnce(&mut Metered),
+    ) {
+        self.senders.lock().unwrap().entry(n).or_insert_with(|| self.special_tap(n, special));
+        self.flow(n, port, change).await;
+    }
+}
+
+/// A record of a connection from that port.
+pub fn record(port: u16) -> Metered {
+    let now = SystemClock.now();
+    Metered {
+        notes: vestigo_model::FlowNotes::default(),
+        direction: Direction::Outgoing,
+        orig: ("10.0.0.5".parse().unwrap(), port),
+        resp: ("192.0.2.1".parse().unwrap(), 443),
+        proto: 6,
+        vlan: None,
+        began: now,
+        first: now,
+        last: now,
+        from_orig: (1, 40, 2),
+        from_resp: (1, 40, 18),
+        end_reason: EndReason::Idle,
+        initiator: Initiator::Seen,
     }
 }
 
