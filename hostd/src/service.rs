@@ -33,6 +33,7 @@ use crate::{
     join::join,
     machines::MachineEvent,
     meter::MeterOptions,
+    nat::Nat,
     recorder::{Recorder, told},
     tasks::TaskBook,
     vm::{Vm, lost},
@@ -40,6 +41,9 @@ use crate::{
 
 /// Events and records waiting for the service.
 const QUEUE: usize = 16_384;
+
+/// How often translations are looked for that no flow record tells.
+const NAT: Duration = Duration::from_secs(10);
 
 /// How often systemd's watchdog is told that this very task is alive.
 const WATCHDOG: Duration = Duration::from_secs(10);
@@ -57,6 +61,8 @@ pub struct ServiceOptions {
     pub agent_silent: Duration,
     /// The bans of the host; a new set takes effect at once.
     pub bans: watch::Receiver<Arc<BanSet>>,
+    /// The host's own address translation.
+    pub nat: Nat,
 }
 
 /// The service.
@@ -104,6 +110,8 @@ impl Service {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = tokio::time::interval(WATCHDOG);
+        let mut nat = tokio::time::interval(NAT);
+        nat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
         loop {
             tokio::select! {
@@ -121,6 +129,7 @@ impl Service {
                 Ok(()) = bans.changed() => self.spread_bans(),
                 Some(tapped) = inputs.taps.recv() => self.flow(&tapped).await,
                 _ = coverage.tick() => self.coverage().await,
+                _ = nat.tick() => self.tell_translations().await,
             }
         }
         self.stop(&mut inputs.taps).await;
@@ -137,15 +146,27 @@ impl Service {
         for domain in self.vms.keys().copied().collect::<Vec<_>>() {
             self.tell_waiting(domain, true).await;
         }
+        self.tell_translations().await;
+        for coverage in self.options.nat.coverage(SystemClock.now()) {
+            self.recorder.submit(Fact::Coverage(coverage), None, None).await;
+        }
         self.event(None, EventKind::HostStopped, []).await;
         self.recorder.stop().await;
     }
 
     async fn flow(&mut self, tapped: &Tapped) {
         let agent = self.agent(tapped.observed.domain);
-        let flow = join(tapped, &self.book, agent);
+        let mut flow = join(tapped, &self.book, agent);
+        flow.post_nat = self.options.nat.translate(&flow, tapped.record.began < tapped.record.first);
         self.note_contradiction(&flow, tapped.record.began).await;
         self.recorder.flow(flow);
+    }
+
+    /// Writes the translations that no flow record tells.
+    async fn tell_translations(&self) {
+        for event in self.options.nat.due(SystemClock.now()) {
+            self.recorder.submit(Fact::Event(event), None, None).await;
+        }
     }
 
     fn agent(&self, domain: DomainUuid) -> AgentState {
@@ -157,6 +178,7 @@ impl Service {
         let now = SystemClock.now();
         let silent = self.options.agent_silent;
         let mut statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        statements.extend(self.options.nat.coverage(now));
         let lost_flows = self.recorder.take_lost_flows();
         if lost_flows > 0 {
             let (host, from) = (self.options.host.clone(), now - self.options.coverage);
