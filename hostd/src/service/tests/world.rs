@@ -79,6 +79,7 @@ impl Host {
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(45),
             bans: changed,
+            nat: crate::nat::Nat::off(HostId::new("hv1").unwrap()),
         };
         let (service, inputs) = Service::new(options, recorder, recovered, machine_events);
         let (taps, (stop, stopped)) = (service.taps.clone(), oneshot::channel());
