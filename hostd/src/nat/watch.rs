@@ -184,6 +184,13 @@ impl Nat {
         states.into_iter().map(coverage).collect()
     }
 
+    /// Has the thread stand still meanwhile.
+    #[cfg(test)]
+    pub(super) fn hold<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _shared = self.lock();
+        work()
+    }
+
     /// Has the thread end, within a quarter of a second.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
