@@ -6,7 +6,10 @@
 //! ```
 //! Each of the two has a *face* of it: what it sees itself, and what the other side sees. The VM may be either.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +18,9 @@ use crate::{Event, EventKind, HostId, Label, Timestamp};
 /// An address and a port. For ICMP as in [`crate::Flow`]: the asker's "port" is the identifier, the other's `type << 8 | code` of
 /// the question; 0 where the protocol has none.
 pub type End = (IpAddr, u16);
+
+/// Longest time between two tellings of a translation that goes on: whoever asks about a moment must look so far ahead.
+pub const TRANSLATION_RETOLD: Duration = Duration::from_secs(600);
 
 /// One conversation, as one of its two ends has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -138,10 +144,8 @@ mod tests {
     #[test]
     fn each_end_has_its_own_face() {
         // A VM calls out through a masquerade.
-        let [client, server] = faces(
-            (end("10.0.0.5:41000"), end("192.0.2.9:443")),
-            (end("192.0.2.9:443"), end("198.51.100.1:61000")),
-        );
+        let [client, server] =
+            faces((end("10.0.0.5:41000"), end("192.0.2.9:443")), (end("192.0.2.9:443"), end("198.51.100.1:61000")));
         assert_eq!((client.local, client.public), (end("10.0.0.5:41000"), end("198.51.100.1:61000")));
         assert!(client.is_hidden() && !server.is_hidden());
         // Somebody calls a floating address.

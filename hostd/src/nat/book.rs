@@ -17,15 +17,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vestigo_model::{End, EndReason, Face, Flow, HostId, Label, PostNat, TimeRange, Timestamp, Translation, faces};
+use vestigo_model::{
+    End, EndReason, Face, Flow, HostId, Label, PostNat, TRANSLATION_RETOLD, TimeRange, Timestamp, Translation, faces,
+};
 
 use super::message::Entry;
 use crate::quota::Quota;
 
 /// How long after the tap has seen a packet the connection may be told of that it begins: queues lie between.
 const LAG: Duration = Duration::from_secs(1);
-/// Time between two tellings of a translation that goes on. Questions look so far ahead, see `vestigo_ledger::questions`.
-const RETELL: Duration = Duration::from_secs(600);
+/// Time between two tellings of a translation that goes on: shorter than questions look ahead, as it takes a while to be written.
+const RETELL: Duration = TRANSLATION_RETOLD.saturating_sub(Duration::from_secs(60));
 /// How long a translation is kept whose flow's last record is written: a dump that was read late must not bring it back.
 const DONE: Duration = Duration::from_secs(30);
 /// Translations told: of one address, a burst and then so many a second; and of all.
@@ -213,7 +215,8 @@ impl Book {
     /// A dump begun at `dump` is complete: what it did not have, and nobody spoke of since, has ended unnoticed.
     pub fn synced(&mut self, space: Space, dump: Timestamp, now: Timestamp) {
         let gone = |id: &u64| self.bindings.get(id).is_some_and(|binding| binding.heard.1 < dump);
-        let gone: Vec<u64> = self.live.iter().filter(|(key, _)| key.space == space).map(|(_, id)| *id).filter(gone).collect();
+        let gone: Vec<u64> =
+            self.live.iter().filter(|(key, _)| key.space == space).map(|(_, id)| *id).filter(gone).collect();
         for id in gone {
             self.end(id, now, false);
         }
@@ -356,7 +359,8 @@ impl Book {
         }
         let share = (self.options.max / SHARE).max(1);
         let (full, ip) = (self.bindings.len() >= self.options.max, binding.owner());
-        let owner = self.owners.entry(ip).or_insert_with(|| Owner { held: 0, quota: Quota::new(TOLD_OF_ONE.0, TOLD_OF_ONE.1) });
+        let owner =
+            self.owners.entry(ip).or_insert_with(|| Owner { held: 0, quota: Quota::new(TOLD_OF_ONE.0, TOLD_OF_ONE.1) });
         if full || owner.held >= share {
             self.left.refused += 1;
             return None;

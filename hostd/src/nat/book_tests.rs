@@ -168,8 +168,8 @@ fn one_that_no_record_takes_up_is_told_and_one_that_came_late_too() {
     let told = due(&mut book, 115);
     assert_eq!((told.len(), told[0].why.as_str(), told[0].namespace.as_str()), (1, "no-flow", "ns1"));
     assert_eq!((told[0].not_before, told[0].until, told[0].ended), (Some(at(98)), at(115), false));
-    assert_eq!(due(&mut book, 700), []);
-    assert_eq!(due(&mut book, 715).len(), 1, "again, while it goes on");
+    assert_eq!(due(&mut book, 650), []);
+    assert_eq!(due(&mut book, 655).len(), 1, "again, while it goes on");
 
     // Found by a dump after its event was lost: the first record of the flow went without it.
     let mut book = self::book();

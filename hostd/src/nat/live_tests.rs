@@ -16,13 +16,11 @@ use std::{
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
-    sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvmsg, sendto, socket,
-    },
+    sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recvmsg, sendto, socket},
 };
 use vestigo_model::{
-    Attribution, Clock, CoverageState, Direction, DomainUuid, EndReason, Event, Expected, Flow, FlowNotes, HostId, Initiator,
-    InstanceId, Quality, SystemClock, TapName, Translation,
+    Attribution, Clock, CoverageState, Direction, DomainUuid, EndReason, Event, Expected, Flow, FlowNotes, HostId,
+    Initiator, InstanceId, Quality, SystemClock, TapName, Translation,
 };
 
 use super::{BookOptions, Nat, NatCounters, WatchOptions};
@@ -36,7 +34,10 @@ const PUBLIC: &str = "192.0.2.1";
 /// Puts the calling thread into a network and a mount namespace of its own, with its own `/run/netns`. Without root: a named skip.
 fn alone() -> bool {
     if !nix::unistd::geteuid().is_root() {
-        assert!(!std::env::var("CI").is_ok_and(|ci| ci == "true"), "this test needs root rights, and CI must have them");
+        assert!(
+            !std::env::var("CI").is_ok_and(|ci| ci == "true"),
+            "this test needs root rights, and CI must have them"
+        );
         eprintln!("SKIPPED: this test needs root rights");
         return false;
     }
@@ -180,12 +181,8 @@ fn tcp((from, bind): (&str, &str), to: &str, (by, port): (&'static str, u16)) ->
         TcpStream::from(fd)
     });
     let (accepted, seen) = listener.accept().unwrap();
-    let call = Call {
-        caller: stream.local_addr().unwrap(),
-        called: to,
-        seen,
-        listener: accepted.local_addr().unwrap(),
-    };
+    let call =
+        Call { caller: stream.local_addr().unwrap(), called: to, seen, listener: accepted.local_addr().unwrap() };
     (call, stream, accepted)
 }
 
@@ -266,7 +263,9 @@ fn a_range_of_ports_and_ipv6_are_translated_as_the_world_sees() {
     host("vm", "v0", "fd00::1", "fd00::5");
     host("world", "w0", "2001:db8::1", "2001:db8::9");
     std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-    nft("table ip nat { chain post { type nat hook postrouting priority 100; oifname w0 meta l4proto tcp snat to 192.0.2.1:50000-50010; }; }");
+    nft(
+        "table ip nat { chain post { type nat hook postrouting priority 100; oifname w0 meta l4proto tcp snat to 192.0.2.1:50000-50010; }; }",
+    );
     nft("table ip6 nat { chain post { type nat hook postrouting priority 100; oifname w0 masquerade random; }; }");
     let nat = follow(options());
     let (call, ..) = tcp(("vm", "0.0.0.0:41000"), "192.0.2.9:7001", ("world", 7001));
@@ -285,11 +284,9 @@ fn a_floating_address_and_a_hairpin_lead_to_the_vm_that_answered() {
     }
     site();
     run("ip -n vm addr add 10.0.0.6/24 dev eth0");
-    nft(
-        "table ip nat { \
+    nft("table ip nat { \
            chain pre { type nat hook prerouting priority -100; ip daddr 192.0.2.1 tcp dport 80 dnat to 10.0.0.5:8080; }; \
-           chain post { type nat hook postrouting priority 100; ip saddr 10.0.0.0/24 masquerade random; }; }",
-    );
+           chain post { type nat hook postrouting priority 100; ip saddr 10.0.0.0/24 masquerade random; }; }");
     let nat = follow(options());
     let (call, ..) = tcp(("world", "0.0.0.0:5555"), "192.0.2.1:80", ("vm", 8080));
     assert_eq!((call.listener.to_string(), call.seen.to_string()), ("10.0.0.5:8080".into(), "192.0.2.9:5555".into()));
@@ -318,12 +315,18 @@ fn events_that_found_no_room_are_counted_and_a_dump_makes_up_for_them() {
     let sender = on("vm", || UdpSocket::bind("0.0.0.0:0").unwrap());
     let calls = nat.hold(|| {
         // The thread stands still: what the buffer cannot hold is lost for certain.
-        (0..200_u16).map(|n| {
-            let sender = if n == 0 { sender.try_clone().unwrap() } else { on("vm", || UdpSocket::bind("10.0.0.5:0").unwrap()) };
-            sender.send_to(b"one", "192.0.2.9:7002").unwrap();
-            let (_, seen) = answerer.recv_from(&mut [0; 8]).unwrap();
-            (sender.local_addr().unwrap().port(), seen)
-        }).collect::<Vec<_>>()
+        (0..200_u16)
+            .map(|n| {
+                let sender = if n == 0 {
+                    sender.try_clone().unwrap()
+                } else {
+                    on("vm", || UdpSocket::bind("10.0.0.5:0").unwrap())
+                };
+                sender.send_to(b"one", "192.0.2.9:7002").unwrap();
+                let (_, seen) = answerer.recv_from(&mut [0; 8]).unwrap();
+                (sender.local_addr().unwrap().port(), seen)
+            })
+            .collect::<Vec<_>>()
     });
     for (port, seen) in calls {
         let vm = SocketAddr::new(VM.parse().unwrap(), port);
@@ -353,14 +356,13 @@ fn one_address_of_two_tenants_is_never_taken_for_one_of_them() {
     run("ip addr add 10.0.0.1/24 dev v1 noprefixroute");
     run("ip rule add fwmark 2 lookup 2");
     run("ip route add 10.0.0.0/24 dev v1 table 2");
-    nft(
-        "table ip nat { \
+    nft("table ip nat { \
            chain raw { type filter hook prerouting priority -300; iifname v0 ct original zone set 1; iifname v1 ct original zone set 2; }; \
            chain tag { type filter hook prerouting priority -150; iifname v1 ct mark set 2; meta mark set ct mark; }; \
-           chain post { type nat hook postrouting priority 100; oifname w0 masquerade random; }; }",
-    );
+           chain post { type nat hook postrouting priority 100; oifname w0 masquerade random; }; }");
     let nat = follow(options());
-    let call = |from, port: u16, to: u16| tcp((from, &format!("10.0.0.5:{port}")), &format!("192.0.2.9:{to}"), ("world", to));
+    let call =
+        |from, port: u16, to: u16| tcp((from, &format!("10.0.0.5:{port}")), &format!("192.0.2.9:{to}"), ("world", to));
     let (apart, a1, a2) = call("vm", 41_000, 7001);
     let (apart2, b1, b2) = call("other", 41_001, 7002);
     assert_eq!(public(&nat, &flow(6, Direction::Outgoing, apart.caller, apart.called)), apart.seen);
@@ -400,7 +402,8 @@ fn a_routers_namespace_is_followed_when_it_comes_and_let_go_when_it_goes() {
     });
     let (call, client, server) = tcp(("vm", "0.0.0.0:41000"), "192.0.2.9:7001", ("world", 7001));
     let outgoing = flow(6, Direction::Outgoing, call.caller, call.called);
-    let events: Vec<Event> = until("the translation to be told", || Some(nat.due(SystemClock.now())).filter(|due| !due.is_empty()));
+    let events: Vec<Event> =
+        until("the translation to be told", || Some(nat.due(SystemClock.now())).filter(|due| !due.is_empty()));
     let told = Translation::from_event(&events[0]).unwrap();
     assert_eq!((told.namespace.as_str(), told.why.as_str()), ("qrouter-1", "no-flow"));
     assert_eq!(told.faces()[0].public, (call.seen.ip(), call.seen.port()));
@@ -429,16 +432,24 @@ fn without_rights_it_says_so_and_goes_on() {
             again.args(["--inh-caps=-all", "--bounding-set=-all", "--"]).arg(std::env::current_exe().unwrap());
             let done = again.args(["--exact", name, "--nocapture"]).env(INNER, "1").output().unwrap();
             let said = String::from_utf8_lossy(&done.stdout);
-            assert!(done.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&done.stderr));
+            assert!(
+                done.status.success() && said.contains("1 passed"),
+                "{said}{}",
+                String::from_utf8_lossy(&done.stderr)
+            );
         }
         return;
     }
-    let (nat, _) = Nat::start(HostId::new("hv1").unwrap(), WatchOptions { namespaces: vec!["*".into()], ..options() }).unwrap();
+    let (nat, _) =
+        Nat::start(HostId::new("hv1").unwrap(), WatchOptions { namespaces: vec!["*".into()], ..options() }).unwrap();
     let said = until("both faults", || {
         let states: Vec<_> = nat.coverage(SystemClock.now()).into_iter().map(|one| one.state.to_string()).collect();
         (states.len() == 2).then_some(states)
     });
     assert!(said[0].starts_with("nat-unseen(host: not permitted; hostd needs CAP_NET_ADMIN ("), "{said:?}");
-    assert!(said[1].starts_with("nat-unseen(qrouter-1: not permitted; hostd needs CAP_NET_ADMIN and CAP_SYS_ADMIN"), "{said:?}");
+    assert!(
+        said[1].starts_with("nat-unseen(qrouter-1: not permitted; hostd needs CAP_NET_ADMIN and CAP_SYS_ADMIN"),
+        "{said:?}"
+    );
     nat.stop();
 }

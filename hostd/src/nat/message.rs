@@ -111,7 +111,8 @@ fn split(datagram: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn message_of(message: &[u8]) -> Result<Message, Malformed> {
-    let half = |at: usize| message.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_ne_bytes(*two));
+    let half =
+        |at: usize| message.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_ne_bytes(*two));
     let (kind, flags, body) = (half(4), half(6), message.get(HEADER..).unwrap_or_default());
     match kind {
         CT_NEW => entry(body).map(Message::New),

@@ -64,8 +64,7 @@ fn a_masqueraded_connection_is_read_with_its_zone_and_stamps() {
         attribute(NESTED | 20, &stamps),
         attribute(99, b"a newer kernel's"),
     ];
-    let expected =
-        Entry { proto: 6, zone: 3, original, reply, id: Some(0xdead), began: Some(5), ended: Some(9) };
+    let expected = Entry { proto: 6, zone: 3, original, reply, id: Some(0xdead), began: Some(5), ended: Some(9) };
     assert!(expected.is_translated());
     assert_eq!(only(&datagram(CT_NEW, 0, &attributes.concat())), Ok(Message::New(expected.clone())));
     assert_eq!(only(&datagram(CT_DELETE, 0, &attributes.concat())), Ok(Message::Destroyed(expected)));

@@ -9,7 +9,10 @@ pub(super) const MAX_NAMESPACES: usize = 1024;
 pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let Some((head, tail)) = pattern.split_once('*') else { return pattern == name };
     let Some(rest) = name.strip_prefix(head) else { return false };
-    rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| rest.get(at..).is_some_and(|rest| matches(tail, rest)))
+    rest.char_indices()
+        .map(|(at, _)| at)
+        .chain([rest.len()])
+        .any(|at| rest.get(at..).is_some_and(|rest| matches(tail, rest)))
 }
 
 /// The namespaces of the folder that a pattern means, each with the number that tells it from a later one of the same name. At most

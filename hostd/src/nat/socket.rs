@@ -12,8 +12,8 @@ use nix::{
     errno::Errno,
     sched::{CloneFlags, setns},
     sys::socket::{
-        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, sendto, setsockopt, socket,
-        sockopt,
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, sendto, setsockopt,
+        socket, sockopt,
     },
 };
 

@@ -123,7 +123,15 @@ impl Nat {
     pub fn start(host: HostId, options: WatchOptions) -> Result<(Self, JoinHandle<()>), NatError> {
         let nat = Self::new(host, options.book);
         let (shared, stop) = (Arc::clone(&nat.shared), Arc::clone(&nat.stop));
-        let watch = Watch { options, shared, stop, spaces: BTreeMap::new(), failed: BTreeMap::new(), next: 1, buffer: vec![0; DATAGRAM] };
+        let watch = Watch {
+            options,
+            shared,
+            stop,
+            spaces: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            next: 1,
+            buffer: vec![0; DATAGRAM],
+        };
         let thread = std::thread::Builder::new().name("nat".into()).spawn(move || watch.run())?;
         Ok((nat, thread))
     }
@@ -214,7 +222,8 @@ impl Shared {
         if now.overruns > told.overruns || now.malformed > told.malformed {
             states.push(CoverageState::NatLost { count: None, place: "nat-events".to_owned() });
         }
-        for (count, place) in [(now.refused - told.refused, "nat-table"), (now.untold - told.untold, "nat-statements")] {
+        for (count, place) in [(now.refused - told.refused, "nat-table"), (now.untold - told.untold, "nat-statements")]
+        {
             if count > 0 {
                 states.push(CoverageState::NatLost { count: Some(count), place: place.to_owned() });
             }
@@ -295,7 +304,8 @@ impl Watch {
             0 => self.mend(MANY),
             more => self.fault(MANY, &format!("{more} more than the {} that are followed", names::MAX_NAMESPACES)),
         }
-        let gone = |(name, space): &(&String, &Followed)| name.as_str() != OWN && present.get(*name) != Some(&space.inode);
+        let gone =
+            |(name, space): &(&String, &Followed)| name.as_str() != OWN && present.get(*name) != Some(&space.inode);
         for name in self.spaces.iter().filter(gone).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.leave(&name);
         }
@@ -319,7 +329,9 @@ impl Watch {
             Err(error) => {
                 let rights = if name == OWN { "CAP_NET_ADMIN" } else { "CAP_NET_ADMIN and CAP_SYS_ADMIN" };
                 let why = match error.kind() {
-                    io::ErrorKind::PermissionDenied => format!("not permitted; hostd needs {rights} (docs/operations.md, [nat])"),
+                    io::ErrorKind::PermissionDenied => {
+                        format!("not permitted; hostd needs {rights} (docs/operations.md, [nat])")
+                    }
                     _ => error.to_string(),
                 };
                 self.fault(&name, &why);
@@ -358,7 +370,11 @@ impl Watch {
     fn fault(&self, name: &str, why: &str) {
         let known = self.lock().faults.insert(name.to_owned(), why.to_owned());
         if known.as_deref() != Some(why) {
-            tracing::warn!(namespace = name, why, "address translation is not followed: public addresses may not lead to their VM");
+            tracing::warn!(
+                namespace = name,
+                why,
+                "address translation is not followed: public addresses may not lead to their VM"
+            );
         }
     }
 
@@ -434,7 +450,9 @@ impl Watch {
         loop {
             let length = match followed.sockets.read_dump(&mut self.buffer)? {
                 Read::Datagram(length) => length,
-                Read::Empty | Read::Overrun => return Err(io::Error::other("the kernel did not finish a dump of its connections")),
+                Read::Empty | Read::Overrun => {
+                    return Err(io::Error::other("the kernel did not finish a dump of its connections"));
+                }
             };
             if let Some(complete) = self.listed(followed, length, begun)? {
                 let mut shared = self.lock();
