@@ -204,7 +204,8 @@ fn a_caller_whose_other_end_is_translated_too_is_found_by_either_name_of_it() {
 fn a_told_translation_changes_nothing_for_a_question_about_something_else() {
     let (vm, _) = two_tenants();
     let one = masqueraded("10.0.0.5:41022", "198.51.100.1:61022", "late", ("14:03:00", "14:03:25"));
-    let (_folder, ledger) = ledger(vec![Fact::Instance(vm.clone()), told(&one)], &[flow(&vm, 41022, "14:03:22", None)], false);
+    let (_folder, ledger) =
+        ledger(vec![Fact::Instance(vm.clone()), told(&one)], &[flow(&vm, 41022, "14:03:22", None)], false);
     let answer = ledger.who(&question("14:03:23", "10.0.0.5", Some(41022))).unwrap();
     assert_eq!((names(&answer), answer.translations.len()), (vec!["vm-1"], 0));
     assert_eq!(answer.candidates[0].flows[0].matched_on, MatchedOn::Address);
