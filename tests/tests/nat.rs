@@ -77,7 +77,8 @@ fn a_call_out(stack: &Stack<'_>, vm: &Vm<'_>, peer: &Peer<'_>) -> Result<()> {
     let next = call.port.checked_add(1).unwrap_or(1024).to_string();
     ensure!(candidates(stack, &["--time", &time, "--port", &next])?.is_empty());
     let minute_before = truth::rfc3339(call.time_ns.saturating_sub(60_000_000_000))?;
-    let ips = stack.vestigo_json(&["ips", "--vo", "atlas", "--from", &minute_before, "--to", &truth::now()])?.to_string();
+    let ips =
+        stack.vestigo_json(&["ips", "--vo", "atlas", "--from", &minute_before, "--to", &truth::now()])?.to_string();
     ensure!(ips.contains(PUBLIC) && ips.contains("post-nat"), "{ips}");
     Ok(())
 }

@@ -216,8 +216,8 @@ fn a_masqueraded_call_leads_from_what_the_world_saw_to_the_vm() {
     assert_eq!(public(&nat, &datagram), seen);
 
     // An echo: its identifier is its port.
-    let listener = on("world", || raw_icmp());
-    let pinger = on("vm", || raw_icmp());
+    let listener = on("world", raw_icmp);
+    let pinger = on("vm", raw_icmp);
     ping(&pinger, WORLD, 4711);
     let (source, identifier) = request(&listener);
     let echo = flow(1, Direction::Outgoing, "10.0.0.5:4711".parse().unwrap(), "192.0.2.9:2048".parse().unwrap());

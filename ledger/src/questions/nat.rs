@@ -164,9 +164,8 @@ pub(crate) fn shared<'a>(
 /// What a candidate's flows owe to translations, and what is not certain about it.
 pub(crate) fn notes(flows: &[(&Flow, MatchedOn)], shared: &BTreeSet<Outside>, hidden: &[Hidden<'_>]) -> Vec<String> {
     let mut notes = Vec::new();
-    let is_shared = |(flow, on): &(&Flow, MatchedOn)| {
-        outside(flow, *on, hidden).is_some_and(|outside| shared.contains(&outside))
-    };
+    let is_shared =
+        |(flow, on): &(&Flow, MatchedOn)| outside(flow, *on, hidden).is_some_and(|outside| shared.contains(&outside));
     if flows.iter().any(is_shared) {
         notes.push(
             "flows of several VMs fit one conversation that the world saw: only one of them had it, and which cannot be told (the same \
