@@ -36,6 +36,7 @@ use crate::{
     guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
     machines::MachineEvent,
     meter::MeterOptions,
+    nat::Nat,
     recorder::{Recorder, told},
     tasks::TaskBook,
     vm::{Vm, Watching},
@@ -50,6 +51,9 @@ const LAST_FLOWS: Duration = Duration::from_secs(10);
 
 /// How long it is remembered when an interface came up: libvirt tells of a VM well before.
 const NEW: Duration = Duration::from_secs(600);
+
+/// How often translations are looked for that no flow record tells.
+const NAT: Duration = Duration::from_secs(10);
 
 /// How often systemd's watchdog is told that this very task is alive.
 const WATCHDOG: Duration = Duration::from_secs(10);
@@ -69,6 +73,8 @@ pub struct ServiceOptions {
     pub agent_silent: Duration,
     /// The bans of the host; a new set takes effect at once.
     pub bans: watch::Receiver<Arc<BanSet>>,
+    /// The host's own address translation.
+    pub nat: Nat,
 }
 
 /// The service.
@@ -145,6 +151,8 @@ impl Service {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = tokio::time::interval(WATCHDOG);
+        let mut nat = tokio::time::interval(NAT);
+        nat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
         let (queues, recorder) = (Arc::clone(&self.watching.queues), self.recorder.clone());
         loop {
@@ -164,6 +172,7 @@ impl Service {
                 () = queues.woken(), if !self.starved => self.flows().await,
                 () = recorder.has_room(), if self.starved => self.flows().await,
                 _ = coverage.tick() => self.coverage().await,
+                _ = nat.tick() => self.tell_translations().await,
             }
         }
         self.stop().await;
@@ -176,8 +185,19 @@ impl Service {
         for domain in self.vms.keys().copied().collect::<Vec<_>>() {
             self.close(domain, now, deadline).await;
         }
+        self.tell_translations().await;
+        for coverage in self.options.nat.coverage(SystemClock.now()) {
+            self.recorder.submit(Fact::Coverage(coverage), None, None).await;
+        }
         self.event(None, EventKind::HostStopped, []).await;
         self.recorder.stop();
+    }
+
+    /// Writes the translations that no flow record tells.
+    async fn tell_translations(&self) {
+        for event in self.options.nat.due(SystemClock.now()) {
+            self.recorder.submit(Fact::Event(event), None, None).await;
+        }
     }
 
     fn agent(&self, domain: DomainUuid) -> AgentState {
@@ -188,7 +208,8 @@ impl Service {
     async fn coverage(&mut self) {
         let now = SystemClock.now();
         let silent = self.options.agent_silent;
-        let statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        let mut statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        statements.extend(self.options.nat.coverage(now));
         for coverage in statements {
             self.recorder.submit(Fact::Coverage(coverage), None, None).await;
         }

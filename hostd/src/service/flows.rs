@@ -31,7 +31,8 @@ impl Service {
 
     async fn flow(&mut self, tapped: &Tapped) {
         let agent = self.agent(tapped.observed.domain);
-        let flow = join(tapped, &self.book, agent);
+        let mut flow = join(tapped, &self.book, agent);
+        flow.post_nat = self.options.nat.translate(&flow, tapped.record.began < tapped.record.first);
         self.note_contradiction(&flow, tapped.record.began).await;
         // There is room: it was asked for, and nobody else takes it. What does not get it has lost its ledger.
         if !self.recorder.flow(flow) {
