@@ -208,7 +208,7 @@ fn observed(n: u128, tap: &str) -> Arc<Observed> {
         domain: vm(n),
         instance: InstanceId::new("i").unwrap(),
         vo: None,
-        tap: Tap { name: name(tap), mac: Mac([0; 6]), expected: vec![], not_capturable: None },
+        tap: Tap { name: name(tap), mac: Mac([0; 6]), expected: vec![], not_capturable: None, network: None },
     })
 }
 
