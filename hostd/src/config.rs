@@ -15,6 +15,7 @@ use vestigo_model::{
 use crate::{
     capture::{Backend, budget::RingOptions},
     meter::{Idle, MeterOptions},
+    nat::{BookOptions, WatchOptions},
 };
 
 /// Where the configuration is looked for.
@@ -90,12 +91,56 @@ pub struct Config {
     /// Disk pins.
     #[serde(default)]
     pub pins: Pins,
+    /// The host's own address translation.
+    #[serde(default)]
+    pub nat: NatSection,
     /// Numbers for `hostd top` and `hostd metrics`.
     #[serde(default)]
     pub status: StatusSocket,
     /// Numbers for node_exporter's textfile collector.
     #[serde(default)]
     pub metrics: Metrics,
+}
+
+/// `[nat]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatSection {
+    /// Whether the kernel's connection tracking is followed.
+    pub watch: bool,
+    /// Names of network namespaces below `/run/netns` beside hostd's own; `*` stands for any characters.
+    pub namespaces: Vec<String>,
+    /// Receive buffer for the events of each namespace, in bytes.
+    pub receive_buffer: usize,
+    /// Most translations held at once.
+    pub max_translations: usize,
+}
+
+impl Default for NatSection {
+    fn default() -> Self {
+        let options = WatchOptions::default();
+        let (namespaces, receive_buffer) = (options.namespaces, options.receive_buffer);
+        Self { watch: true, namespaces, receive_buffer, max_translations: options.book.max }
+    }
+}
+
+impl NatSection {
+    /// As the watcher wants them: translations wait for the meter's first record, and are kept until its last.
+    #[must_use]
+    pub fn options(&self, meter: &MeterOptions) -> WatchOptions {
+        let defaults = WatchOptions::default();
+        let idle = meter.idle.tcp.max(meter.idle.udp).max(meter.idle.other);
+        WatchOptions {
+            namespaces: self.namespaces.clone(),
+            receive_buffer: self.receive_buffer,
+            book: BookOptions {
+                max: self.max_translations,
+                linger: idle + Duration::from_secs(60),
+                grace: meter.first + Duration::from_secs(13),
+            },
+            ..defaults
+        }
+    }
 }
 
 /// `[libvirt]`
@@ -333,6 +378,8 @@ impl Config {
             ("record.coverage", self.record.coverage),
             ("record.agent_silent", self.record.agent_silent),
             ("metrics.interval", self.metrics.interval),
+            ("nat.receive_buffer", self.nat.receive_buffer as u64),
+            ("nat.max_translations", self.nat.max_translations as u64),
         ];
         let value = |key, message: &str| ConfigError::Value { path: path.to_owned(), key, message: message.into() };
         if let Some((key, _)) = positive.into_iter().find(|(_, number)| *number == 0) {

@@ -23,6 +23,7 @@ use crate::{
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
     machines::{self, MachineOptions},
     meter::MeterOptions,
+    nat::{Nat, NatError},
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
@@ -86,6 +87,9 @@ pub enum DaemonError {
     /// The pins.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// Address translation.
+    #[error(transparent)]
+    Nat(#[from] NatError),
     /// libvirt.
     #[error("{0}; check that libvirtd runs and that `libvirt.uri` names it")]
     Libvirt(#[from] DomainError),
@@ -175,6 +179,8 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     let (new_vos, vos) = watch::channel(vos);
     let (new_bans, bans) = watch::channel(bans);
     let (asks, asked) = mpsc::channel(QUEUE);
+    // Before the first tap is open: what the kernel tracks already is in the book when the first flow is recorded.
+    let nat = follow_nat(&config)?;
     let options = MachineOptions {
         host: config.host.clone(),
         vos: vos.clone(),
@@ -194,6 +200,7 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         agent_silent: Duration::from_secs(config.record.agent_silent),
         bans,
         vos,
+        nat,
     };
     let (service, inputs) = Service::new(options, recorder, recovered, feeds);
     status::serve(&config.status.socket, config.status.group.as_deref(), asks.clone())?;
@@ -220,6 +227,15 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     let _ = tokio::task::spawn_blocking(move || ledger.join()).await;
     tracing::info!("hostd has stopped");
     Ok(())
+}
+
+fn follow_nat(config: &Config) -> Result<Nat, NatError> {
+    if config.nat.watch {
+        // The thread ends with the process: it holds nothing that must be written.
+        Nat::start(config.host.clone(), config.nat.options(&config.meter.options())).map(|(nat, _)| nat)
+    } else {
+        Ok(Nat::off(config.host.clone()))
+    }
 }
 
 /// Writes that this life began, and what the gap before it means.

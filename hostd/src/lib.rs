@@ -17,6 +17,7 @@ pub mod guestlink;
 pub mod join;
 pub mod machines;
 pub mod meter;
+pub mod nat;
 pub mod offline;
 pub mod payloads;
 pub mod pin;

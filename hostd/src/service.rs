@@ -38,6 +38,7 @@ use crate::{
     guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
     machines::MachineEvent,
     meter::MeterOptions,
+    nat::Nat,
     recorder::{Recorder, told},
     status::Ask,
     tally::Shares,
@@ -57,6 +58,8 @@ const NEW: Duration = Duration::from_secs(600);
 
 /// How often the taps are asked for their numbers.
 const POLL: Duration = Duration::from_secs(1);
+/// How often translations are looked for that no flow record tells.
+const NAT: Duration = Duration::from_secs(10);
 
 /// How often systemd's watchdog is told that this very task is alive.
 const WATCHDOG: Duration = Duration::from_secs(10);
@@ -78,6 +81,8 @@ pub struct ServiceOptions {
     pub bans: watch::Receiver<Arc<BanSet>>,
     /// The table of VOs, for the numbers of scitags.org.
     pub vos: watch::Receiver<VoMap>,
+    /// The host's own address translation.
+    pub nat: Nat,
 }
 
 /// The service.
@@ -168,6 +173,8 @@ impl Service {
         let mut alive = tokio::time::interval(WATCHDOG);
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut nat = tokio::time::interval(NAT);
+        nat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
         let (queues, recorder) = (Arc::clone(&self.watching.queues), self.recorder.clone());
         loop {
@@ -189,6 +196,7 @@ impl Service {
                 _ = coverage.tick() => self.coverage().await,
                 _ = poll.tick() => self.vms.values_mut().for_each(|vm| vm.taps.poll()),
                 Some(ask) = inputs.asks.recv() => ask.answer(|| self.status()),
+                _ = nat.tick() => self.tell_translations().await,
             }
         }
         self.stop().await;
@@ -201,8 +209,19 @@ impl Service {
         for domain in self.vms.keys().copied().collect::<Vec<_>>() {
             self.close(domain, now, deadline).await;
         }
+        self.tell_translations().await;
+        for coverage in self.options.nat.coverage(SystemClock.now()) {
+            self.recorder.submit(Fact::Coverage(coverage), None, None).await;
+        }
         self.event(None, EventKind::HostStopped, []).await;
         self.recorder.stop();
+    }
+
+    /// Writes the translations that no flow record tells.
+    async fn tell_translations(&self) {
+        for event in self.options.nat.due(SystemClock.now()) {
+            self.recorder.submit(Fact::Event(event), None, None).await;
+        }
     }
 
     fn agent(&self, domain: DomainUuid) -> AgentState {
@@ -213,7 +232,8 @@ impl Service {
     async fn coverage(&mut self) {
         let now = SystemClock.now();
         let silent = self.options.agent_silent;
-        let statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        let mut statements: Vec<Coverage> = self.vms.values_mut().flat_map(|vm| vm.coverage(now, silent)).collect();
+        statements.extend(self.options.nat.coverage(now));
         for coverage in statements {
             self.recorder.submit(Fact::Coverage(coverage), None, None).await;
         }

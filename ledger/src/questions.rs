@@ -7,6 +7,7 @@ pub mod elsewhere;
 mod icmp;
 pub mod ips;
 pub mod lease;
+pub mod nat;
 pub mod parts;
 pub mod pilots;
 mod reasons;
@@ -15,7 +16,7 @@ pub mod who;
 
 use std::time::Duration;
 
-use vestigo_model::{Flow, LEASE_REST, TimeRange};
+use vestigo_model::{Flow, LEASE_REST, TimeRange, Translation};
 
 use crate::{
     error::LedgerError,
@@ -37,13 +38,21 @@ pub struct View {
     pub facts: Facts,
     /// What the ledger speaks of altogether.
     pub extent: Option<TimeRange>,
+    /// Translations that the host told apart from flow records, and that may have held in the window.
+    pub translations: Vec<Translation>,
 }
 
 /// Other names of the VMs found that are looked for. Behind one address stand no more VMs than a host runs.
 const NAMES: usize = 64;
 
 impl Ledger {
-    fn view(&self, range: TimeRange, flows: Vec<Flow>, beside: Vec<Flow>) -> Result<View, LedgerError> {
+    fn view(
+        &self,
+        range: TimeRange,
+        flows: Vec<Flow>,
+        beside: Vec<Flow>,
+        translations: Vec<Translation>,
+    ) -> Result<View, LedgerError> {
         // A flow in the window may have begun before it, and its payload may have ended before the flow (late packets, while
         // the lease rested): its VM and its payload must be found all the same.
         let hull = flows.iter().chain(&beside).fold(range, |hull, flow| TimeRange {
@@ -51,7 +60,7 @@ impl Ledger {
             to: hull.to.max(flow.last + TOLERANCE),
         });
         let facts = self.facts(hull)?;
-        Ok(View { flows, beside, facts, extent: self.extent() })
+        Ok(View { flows, beside, facts, extent: self.extent(), translations })
     }
 
     /// Who used an address at a time.
@@ -60,13 +69,22 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn who(&self, question: &who::WhoQuestion) -> Result<who::WhoAnswer, LedgerError> {
         let filter = |ip| FlowFilter { range: question.range, ip: Some(ip), vo: None };
-        let asked = filter(question.ip);
-        let flows = self.flows(&asked)?;
+        let translations = nat::merged(self.translations(question.range)?);
+        let behind = nat::behind(question, &translations);
+        let asked: Vec<FlowFilter> = [question.ip].into_iter().chain(behind).take(NAMES).map(filter).collect();
+        let mut flows: Vec<Flow> = Vec::new();
+        for (number, one) in asked.iter().enumerate() {
+            let known = |flow: &Flow| asked.iter().take(number).any(|earlier| earlier.matches(flow));
+            flows.extend(self.flows(one)?.into_iter().filter(|flow| !known(flow)));
+        }
+        flows.sort_by_key(|flow| (flow.first, flow.last));
+        nat::join(question, &mut flows, &translations);
         let mut beside: Vec<Flow> = Vec::new();
         for name in who::other_names(question, &flows).into_iter().take(NAMES) {
-            beside.extend(self.flows(&filter(name))?.into_iter().filter(|flow| !asked.matches(flow)));
+            let known = |flow: &Flow| asked.iter().any(|earlier| earlier.matches(flow));
+            beside.extend(self.flows(&filter(name))?.into_iter().filter(|flow| !known(flow)));
         }
-        Ok(who::answer(question, &self.view(question.range, flows, beside)?))
+        Ok(who::answer(question, &self.view(question.range, flows, beside, translations)?))
     }
 
     /// Which addresses a VO (or one of its pilots) used.
@@ -75,7 +93,8 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn ips(&self, question: &ips::IpsQuestion) -> Result<ips::IpsAnswer, LedgerError> {
         let filter = FlowFilter { range: question.range, ip: None, vo: Some(question.vo.clone()) };
-        Ok(ips::answer(question, &self.view(question.range, self.flows(&filter)?, Vec::new())?))
+        let translations = nat::merged(self.translations(question.range)?);
+        Ok(ips::answer(question, &self.view(question.range, self.flows(&filter)?, Vec::new(), translations)?))
     }
 
     /// Which pilots ran payloads of a user.
@@ -87,7 +106,7 @@ impl Ledger {
         let Some(range) = question.range.or(extent) else {
             return Ok(pilots::PilotsAnswer::default());
         };
-        let view = View { flows: Vec::new(), beside: Vec::new(), facts: self.facts(range)?, extent };
+        let view = View { facts: self.facts(range)?, extent, ..View::default() };
         Ok(pilots::answer(question, range, &view))
     }
 }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use vestigo_model::{
-    Coverage, DomainUuid, Event, Fact, FactRecord, Flow, HostId, Instance, Payload, PayloadUid, TimeRange, Timestamp,
+    Coverage, DomainUuid, Event, Fact, FactRecord, Flow, HostId, Instance, Payload, PayloadUid, TRANSLATION_RETOLD,
+    TimeRange, Timestamp, Translation,
 };
 
 use crate::{
@@ -146,6 +147,33 @@ impl Ledger {
             Some(latest) if latest > range.to => Ok(self.merge(range, latest, kinds, &wanted)?.finish(range)),
             _ => Ok(merge.finish(range)),
         }
+    }
+
+    /// Translations told apart from flow records, each statement by itself, that may have held in the range.
+    ///
+    /// # Errors
+    /// A segment that cannot be read.
+    pub fn translations(&self, range: TimeRange) -> Result<Vec<Translation>, LedgerError> {
+        // Told at their end, or a while after they began and then again and again.
+        let told = TimeRange { from: range.from, to: range.to + TRANSLATION_RETOLD };
+        let mut translations = Vec::new();
+        let mut take = |record: &FactRecord| match &record.fact {
+            Fact::Event(event) if told.touches(event.time, Some(event.time)) => {
+                translations.extend(Translation::from_event(event));
+            }
+            _ => {}
+        };
+        for sealed in self.sealed.iter().filter(|s| s.manifest.coverage.is_some_and(|range| told.overlaps(&range))) {
+            if let Some(path) = sealed.file(Kind::Events)? {
+                scan::facts(&path)?.0.iter().for_each(&mut take);
+            }
+        }
+        for entry in self.live.iter().flat_map(|l| &l.entries) {
+            if let Entry::Fact(record) = entry {
+                take(record);
+            }
+        }
+        Ok(translations)
     }
 
     /// Instances and payloads of the range and on to `until`, and what was seen and happened in the range.

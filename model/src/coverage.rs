@@ -37,6 +37,30 @@ pub enum CoverageState {
     AgentAbsent,
     /// The VM has an agent that does not speak.
     AgentSilent,
+    /// The host's own address translation was followed, and nothing of it was lost.
+    NatOk,
+    /// It was followed, and something of it was lost: a public address may not lead to its VM.
+    NatLost {
+        /// How many translations, where it can be known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<u64>,
+        /// At which stage: `nat-events`, `nat-table`, `nat-statements`.
+        #[serde(rename = "where")]
+        place: String,
+    },
+    /// It cannot be followed.
+    NatUnseen {
+        /// Why.
+        why: String,
+    },
+}
+
+impl CoverageState {
+    /// Whether it speaks of address translation, not of packets.
+    #[must_use]
+    pub const fn is_of_nat(&self) -> bool {
+        matches!(self, Self::NatOk | Self::NatLost { .. } | Self::NatUnseen { .. })
+    }
 }
 
 impl fmt::Display for CoverageState {
@@ -50,6 +74,10 @@ impl fmt::Display for CoverageState {
             Self::NotCapturable { why } => write!(f, "not-capturable({why})"),
             Self::AgentAbsent => f.write_str("agent-absent"),
             Self::AgentSilent => f.write_str("agent-silent"),
+            Self::NatOk => f.write_str("nat-ok"),
+            Self::NatLost { count: Some(count), place } => write!(f, "nat-lost({count}, {place})"),
+            Self::NatLost { count: None, place } => write!(f, "nat-lost(unknown number, {place})"),
+            Self::NatUnseen { why } => write!(f, "nat-unseen({why})"),
         }
     }
 }

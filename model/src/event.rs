@@ -44,6 +44,8 @@ pub enum EventKind {
     AgentAlarm,
     /// An agent saw a connection of a payload (detail, where it is switched on).
     Connection,
+    /// The host translates a conversation of which no flow record says so; see [`crate::Translation`].
+    NatBinding,
 }
 
 impl EventKind {
@@ -68,6 +70,7 @@ impl EventKind {
             Self::BanApplied => "ban-applied",
             Self::AgentAlarm => "agent-alarm",
             Self::Connection => "connection",
+            Self::NatBinding => "nat-binding",
         }
     }
 }

@@ -20,6 +20,7 @@ mod id;
 mod instance;
 pub mod link;
 mod mark;
+mod nat;
 mod payload;
 pub mod scitags;
 pub mod settings;
@@ -43,6 +44,7 @@ pub use id::{
 };
 pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReason, Tap};
 pub use mark::{Mark, Trace};
+pub use nat::{End, Face, TRANSLATION_RETOLD, Translation, faces};
 pub use payload::{
     Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
     Trust, User,

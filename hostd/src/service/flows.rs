@@ -32,6 +32,7 @@ impl Service {
     async fn flow(&mut self, tapped: &Tapped) {
         let agent = self.agent(tapped.observed.domain);
         let mut flow = join(tapped, &self.book, agent);
+        flow.post_nat = self.options.nat.translate(&flow, tapped.record.began < tapped.record.first);
         flow.notes.scitag = self.scitag(&flow, tapped);
         self.note_flow(&flow, tapped).await;
         // There is room: it was asked for, and nobody else takes it. What does not get it has lost its ledger.

@@ -45,7 +45,16 @@ impl Service {
             ("facts", counts.facts),
             ("facts_lost", counts.lost_facts),
         ];
-        [("ledger", named(ledger))].into_iter().map(|(stage, of)| (stage.to_owned(), of)).collect()
+        let nat = self.options.nat.counters();
+        let nat = [
+            ("entries", nat.entries),
+            ("overruns", nat.overruns),
+            ("dumps", nat.dumps),
+            ("malformed", nat.malformed),
+            ("refused", nat.refused),
+            ("untold", nat.untold),
+        ];
+        [("ledger", named(ledger)), ("nat", named(nat))].into_iter().map(|(stage, of)| (stage.to_owned(), of)).collect()
     }
 
     fn vm_status(&self, domain: DomainUuid, vm: &Vm) -> VmStatus {

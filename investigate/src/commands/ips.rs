@@ -64,7 +64,8 @@ fn text(question: &IpsQuestion, answer: &IpsAnswer, style: Style) -> String {
 fn row(row: &IpsRow) -> Vec<String> {
     let kind = match row.kind {
         AddressKind::Own => "own",
-        AddressKind::PostNat => "post-nat",
+        AddressKind::PostNat if row.certain => "post-nat",
+        AddressKind::PostNat => "post-nat?",
         AddressKind::InTunnel => "in-tunnel",
     };
     let time = |time: Option<vestigo_model::Timestamp>| time.map_or("never".to_owned(), |time| time.to_string());

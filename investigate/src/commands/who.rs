@@ -72,6 +72,7 @@ fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
         text.push_str(&candidate_text(candidate, style));
         text.push('\n');
     }
+    text.push_str(&translations(answer));
     for facts in &answer.also_given {
         let name = safe(facts.instance.as_str());
         let vo = parts::vo_word(facts.vo.as_ref());
@@ -211,6 +212,32 @@ fn link(candidate: &Candidate, style: Style) -> String {
     let mut text = format!("  {} {quality}: {reason}\n", style.heading("ATTRIBUTION"));
     for note in &candidate.notes {
         let _ = writeln!(text, "  {} {}", style.warning("NOTE"), safe(note));
+    }
+    text
+}
+
+/// Translations that the host told apart from flow records: shown where they are all that is known.
+fn translations(answer: &WhoAnswer) -> String {
+    let mut text = String::new();
+    if !answer.candidates.is_empty() {
+        return text;
+    }
+    for one in answer.translations.iter().take(SHOWN) {
+        let (host, namespace) = (safe(one.host.as_str()), safe(one.namespace.as_str()));
+        let since = one.not_before.map_or("an unknown time".to_owned(), |time| time.to_string());
+        let _ = writeln!(
+            text,
+            "Host {host} (namespace {namespace}, zone {}) translated {} {} to {} for {}, between {since} and {}; no VM with that address is known.",
+            one.zone,
+            protocol_word(one.proto),
+            one.vm,
+            one.public,
+            one.public_peer,
+            one.until,
+        );
+    }
+    if answer.translations_total > SHOWN && !text.is_empty() {
+        let _ = writeln!(text, "{} such translations in all; --json has more", answer.translations_total);
     }
     text
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use vestigo_ledger::questions::coverage::{Point, WindowCoverage};
-use vestigo_model::TimeRange;
+use vestigo_ledger::questions::coverage::{NatPoint, Point, WindowCoverage};
+use vestigo_model::{CoverageState, TimeRange};
 
 use super::{Style, safe};
 
@@ -30,6 +30,9 @@ pub fn block(coverage: &WindowCoverage, style: Style) -> String {
     if let Some(more @ 1..) = coverage.details.len().checked_sub(LISTED) {
         let _ = writeln!(text, "  … and {more} more taps; --json lists them all");
     }
+    for point in coverage.nat.iter().filter(|point| !point.complete).take(LISTED) {
+        text.push_str(&nat_lines(point));
+    }
     if coverage.unreadable > 0 {
         let _ = writeln!(
             text,
@@ -47,6 +50,21 @@ fn point_lines(point: &Point) -> String {
     let _ =
         writeln!(text, "  {} {} of instance {}:", safe(point.host.as_str()), safe(tap), safe(point.instance.as_str()));
     for statement in &point.statements {
+        let state = safe(&statement.state.to_string());
+        let _ = writeln!(text, "    {} to {}  {state}", statement.from, statement.to);
+    }
+    for gap in &point.gaps {
+        let _ = writeln!(text, "    {} to {}  nothing was said", gap.from, gap.to);
+    }
+    text
+}
+
+fn nat_lines(point: &NatPoint) -> String {
+    let mut text = String::new();
+    let host = safe(point.host.as_str());
+    let _ =
+        writeln!(text, "  public addresses may not lead to their VM on {host}, as for its own address translation:");
+    for statement in point.statements.iter().filter(|statement| statement.state != CoverageState::NatOk) {
         let state = safe(&statement.state.to_string());
         let _ = writeln!(text, "    {} to {}  {state}", statement.from, statement.to);
     }

@@ -41,12 +41,25 @@ pub struct Point {
     pub gaps: Vec<TimeRange>,
 }
 
+/// What is known of a host's own address translation in the window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatPoint {
+    /// The hypervisor.
+    pub host: HostId,
+    /// Whether all of it was followed: otherwise a public address may not lead to its VM.
+    pub complete: bool,
+    /// What was stated, neighbours with the same words joined.
+    pub statements: Vec<Statement>,
+    /// Parts of the window that no statement speaks of.
+    pub gaps: Vec<TimeRange>,
+}
+
 /// The coverage of a window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WindowCoverage {
     /// The window.
     pub window: TimeRange,
-    /// Whether every tap of every VM that ran in the window was seen completely (and there was at least one).
+    /// Whether every tap of every VM that ran in the window was seen completely (and there was at least one). Says nothing of `nat`.
     pub complete: bool,
     /// Taps of VMs that ran in the window.
     pub points: usize,
@@ -56,6 +69,9 @@ pub struct WindowCoverage {
     pub hosts: Vec<HostId>,
     /// The taps that the answer rests on, and those that were not seen completely.
     pub details: Vec<Point>,
+    /// The hosts' own address translation: what answers about public addresses rest on.
+    #[serde(default)]
+    pub nat: Vec<NatPoint>,
     /// What the ledger speaks of altogether.
     pub ledger: Option<TimeRange>,
     /// Records that this version cannot read.
@@ -83,6 +99,7 @@ pub fn summarise(
     let total = points.len();
     let hosts_down = host_wide_losses(window, &facts.coverage);
     points.retain(|point| !point.complete || shown.contains(&(point.host.clone(), point.domain)));
+    let nat = hosts.iter().map(|host| nat_point(window, host, &facts.coverage)).collect();
     WindowCoverage {
         window,
         complete: total > 0 && complete_points == total && !hosts_down && facts.unreadable == 0,
@@ -90,9 +107,18 @@ pub fn summarise(
         complete_points,
         hosts: hosts.into_iter().collect(),
         details: points,
+        nat,
         ledger: extent,
         unreadable: facts.unreadable,
     }
+}
+
+fn nat_point(window: TimeRange, host: &HostId, coverage: &[Coverage]) -> NatPoint {
+    let of_host = coverage.iter().filter(|c| c.host == *host && touches(c, window));
+    let about: Vec<&Coverage> = of_host.filter(|c| c.state.is_of_nat()).collect();
+    let gaps = gaps(window, about.iter().map(|c| (c.from, c.to)));
+    let complete = gaps.is_empty() && about.iter().all(|c| c.state == CoverageState::NatOk);
+    NatPoint { host: host.clone(), complete, statements: join(window, &about), gaps }
 }
 
 fn touches(coverage: &Coverage, window: TimeRange) -> bool {
@@ -118,7 +144,7 @@ fn points_of(window: TimeRange, instance: &Instance, coverage: &[Coverage]) -> V
 fn point(window: TimeRange, instance: &Instance, tap: Option<&TapName>, coverage: &[Coverage]) -> Point {
     let about: Vec<&Coverage> = coverage
         .iter()
-        .filter(|c| c.host == instance.host && touches(c, window))
+        .filter(|c| c.host == instance.host && !c.state.is_of_nat() && touches(c, window))
         .filter(|c| c.domain.is_none_or(|domain| domain == instance.domain))
         .filter(|c| c.tap.as_ref().is_none_or(|name| Some(name) == tap))
         .collect();

@@ -14,6 +14,7 @@ use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
     lease,
+    nat::Hidden,
 };
 
 /// The question. The VO is the tenant's, a host fact; a VM that merely claims it is not meant.
@@ -54,8 +55,11 @@ pub struct IpsRow {
     pub host: HostId,
     /// The cloud (or, for a payload's own IPv6 address, its lease) gave it this address.
     pub expected: bool,
-    /// Flows with it were seen.
+    /// Flows with it were seen, or the host translated to it.
     pub used: bool,
+    /// `false`: a translation leads here, but it fits another VM as well, or no flow of the VM shows it.
+    #[serde(default = "certain")]
+    pub certain: bool,
     /// First packet in the range.
     pub first: Option<Timestamp>,
     /// Last packet in the range.
@@ -67,6 +71,10 @@ pub struct IpsRow {
     pub folded: u64,
     /// Bytes both ways. Those in a tunnel are counted again with the tunnel's own addresses.
     pub bytes: u64,
+}
+
+const fn certain() -> bool {
+    true
 }
 
 /// The answer.
@@ -101,10 +109,16 @@ pub fn answer(question: &IpsQuestion, view: &View) -> IpsAnswer {
     let mut unattributed_flows = 0;
     for flow in &view.flows {
         match belongs(question, flow, view, &of_pilot) {
-            Belongs::Yes => count(flow, &mut rows),
+            Belongs::Yes => {
+                count(flow, &mut rows);
+                told(flow, view, &mut rows);
+            }
             Belongs::Perhaps => unattributed_flows += 1,
             Belongs::No => {}
         }
+    }
+    if question.pilot.is_none() {
+        behind(&instances, view, &mut rows);
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
     let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
@@ -159,19 +173,49 @@ fn expect(instance: &Instance, payloads: &[&Payload], rows: &mut BTreeMap<Key, I
     }
 }
 
+/// The flow's translation where its record does not have it.
+fn told(flow: &Flow, view: &View, rows: &mut BTreeMap<Key, IpsRow>) {
+    let public = |hidden: Hidden<'_>| (hidden.public().ip, hidden.translation.why.as_str() != "several");
+    let fitting = Hidden::all(&view.translations).filter(|hidden| hidden.face.is_hidden() && hidden.fits(flow));
+    let publics: BTreeMap<IpAddr, bool> = fitting.map(public).collect();
+    for (ip, certain) in publics.into_iter().filter(|(ip, _)| flow.post_nat.is_none_or(|nat| nat.ip != *ip)) {
+        add(flow, (ip, AddressKind::PostNat), certain, rows);
+    }
+}
+
+/// Translations of addresses that the VMs were given, where no flow shows them.
+fn behind(instances: &[&Instance], view: &View, rows: &mut BTreeMap<Key, IpsRow>) {
+    let unseen = |hidden: &Hidden<'_>| hidden.face.is_hidden() && !view.flows.iter().any(|flow| hidden.fits(flow));
+    for hidden in Hidden::all(&view.translations).filter(unseen) {
+        for instance in instances.iter().filter(|instance| hidden.is_given_to(instance)) {
+            let place = (&instance.id, instance.domain, &instance.host);
+            let row = row(rows, hidden.public().ip, AddressKind::PostNat, place);
+            row.certain &= row.used;
+            row.used = true;
+            row.last = row.last.max(Some(hidden.translation.until));
+            row.first = row.first.or(hidden.translation.not_before);
+        }
+    }
+}
+
 fn count(flow: &Flow, rows: &mut BTreeMap<Key, IpsRow>) {
     let kind = if flow.notes.tunnel.is_some() { AddressKind::InTunnel } else { AddressKind::Own };
     let own = Some((flow.local().0, kind));
     let seen = flow.post_nat.map(|nat| (nat.ip, AddressKind::PostNat));
-    for (ip, kind) in own.into_iter().chain(seen) {
-        let row = row(rows, ip, kind, (&flow.instance, flow.domain, &flow.host));
-        row.used = true;
-        row.first = Some(row.first.map_or(flow.first, |first| first.min(flow.first)));
-        row.last = row.last.max(Some(flow.last));
-        row.flows += 1;
-        row.folded = row.folded.saturating_add(flow.notes.folded.map_or(0, |folded| folded.flows));
-        row.bytes = row.bytes.saturating_add(flow.orig_bytes).saturating_add(flow.resp_bytes);
+    for key in own.into_iter().chain(seen) {
+        add(flow, key, true, rows);
     }
+}
+
+fn add(flow: &Flow, (ip, kind): (IpAddr, AddressKind), certain: bool, rows: &mut BTreeMap<Key, IpsRow>) {
+    let row = row(rows, ip, kind, (&flow.instance, flow.domain, &flow.host));
+    row.certain = certain || row.certain && row.used;
+    row.used = true;
+    row.first = Some(row.first.map_or(flow.first, |first| first.min(flow.first)));
+    row.last = row.last.max(Some(flow.last));
+    row.flows += 1;
+    row.folded = row.folded.saturating_add(flow.notes.folded.map_or(0, |folded| folded.flows));
+    row.bytes = row.bytes.saturating_add(flow.orig_bytes).saturating_add(flow.resp_bytes);
 }
 
 fn row<'a>(
@@ -189,6 +233,7 @@ fn row<'a>(
         host: host.clone(),
         expected: false,
         used: false,
+        certain: true,
         first: None,
         last: None,
         flows: 0,

@@ -2,7 +2,8 @@
 //!
 //! The address (and port) asked for is the VM's side of a flow: its own address, or the one the world saw behind the
 //! hypervisor's NAT. The candidate is always the VM behind the tap, whoever the packet's source claims to be; a VM that
-//! was given the address but of which no flow matches is named apart. Only when there is no candidate at all is the address
+//! was given the address but of which no flow matches is named apart. A translation that no flow record tells leads to the flows that fit it,
+//! or to the VMs that were given the address behind it. Only when there is no candidate at all is the address
 //! looked for as a *peer* of VMs.
 
 use std::{
@@ -21,6 +22,7 @@ use super::{
     coverage::{self, WindowCoverage},
     elsewhere::{AlsoSeen, Elsewhere},
     icmp, lease,
+    nat::{self, Hidden, TranslationSeen},
     parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, Totals, conflict_note, vo_contradiction},
     reasons::Reasons,
     scitags::{self, SciTagClaim},
@@ -129,6 +131,12 @@ pub struct WhoAnswer {
     pub also_given: Vec<HostFacts>,
     /// Without any candidate: VMs whose *peer* had the address.
     pub seen_as_peer: Vec<PeerSighting>,
+    /// Translations that the host told apart from flow records, and whose public side was asked for. At most a hundred.
+    #[serde(default)]
+    pub translations: Vec<TranslationSeen>,
+    /// How many there are.
+    #[serde(default)]
+    pub translations_total: usize,
     /// Clock tolerance of joins, in milliseconds.
     pub tolerance_ms: u64,
     /// What could be seen.
@@ -148,11 +156,18 @@ struct Group<'a> {
 /// Answers the question from what the ledger gave.
 #[must_use]
 pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
-    let groups = groups(question, view);
+    let hidden = Hidden::asked(question, &view.translations);
+    let groups = groups(question, view, &hidden);
     let given = given(question, view, &groups);
     let elsewhere = Elsewhere::new(view);
-    let of_group = |group: &Group<'_>| candidate(question, group, view, &elsewhere);
+    let shared = nat::shared(groups.values().flat_map(|group| &group.flows), &hidden);
+    let of_group = |group: &Group<'_>| {
+        let mut candidate = candidate(question, group, view, &elsewhere);
+        candidate.notes.extend(nat::notes(&group.flows, &shared, &hidden));
+        candidate
+    };
     let mut candidates: Vec<Candidate> = groups.values().map(of_group).collect();
+    candidates.extend(behind(question, view, &hidden, &groups));
     // One of which only folded conversations match may have had nothing to do with it.
     candidates.sort_by_key(|candidate| candidate.flows.iter().all(|flow| flow.matched_on == MatchedOn::Folded));
     let mut also_given: Vec<HostFacts> = Vec::new();
@@ -169,13 +184,15 @@ pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
         candidates,
         also_given,
         seen_as_peer,
+        translations: hidden.iter().take(SHOWN).map(Hidden::seen).collect(),
+        translations_total: hidden.len(),
         tolerance_ms: u64::try_from(TOLERANCE.as_millis()).unwrap_or(u64::MAX),
         coverage,
     }
 }
 
 /// Whether the flow matches, and by which of the VM's tuples.
-fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
+fn matched(question: &WhoQuestion, flow: &Flow, hidden: &[Hidden<'_>]) -> Option<MatchedOn> {
     if !about(question, flow) {
         return None;
     }
@@ -187,6 +204,8 @@ fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
     }
     let (peer_ip, peer_port) = flow.peer();
     let peer = question.peer.is_none_or(|(ip, port)| same(ip, peer_ip) && port.is_none_or(|asked| asked == peer_port));
+    // The peer may be asked for by the name that the world has for it.
+    let peer = peer || hidden.iter().any(|hidden| hidden.fits(flow));
     let is = |(ip, port): (IpAddr, u16)| same(ip, question.ip) && question.port.is_none_or(|asked| asked == port);
     // What stands in the place of the responder's port of an ICMP flow is a type and a code.
     let no_port =
@@ -201,7 +220,7 @@ fn matched(question: &WhoQuestion, flow: &Flow) -> Option<MatchedOn> {
 
 /// What else, than the address asked for, the VMs found are called on one side or the other of the hypervisor's NAT.
 pub(super) fn other_names(question: &WhoQuestion, flows: &[Flow]) -> BTreeSet<IpAddr> {
-    let found = flows.iter().filter(|flow| flow.post_nat.is_some() && matched(question, flow).is_some());
+    let found = flows.iter().filter(|flow| flow.post_nat.is_some() && matched(question, flow, &[]).is_some());
     let names = found.flat_map(|flow| [Some(flow.local().0), flow.post_nat.map(|nat| nat.ip)]).flatten();
     names.map(|ip| ip.to_canonical()).filter(|ip| !same(*ip, question.ip)).collect()
 }
@@ -213,10 +232,10 @@ fn about(question: &WhoQuestion, flow: &Flow) -> bool {
         && question.instance.as_ref().is_none_or(|instance| *instance == flow.instance)
 }
 
-fn groups<'a>(question: &WhoQuestion, view: &'a View) -> BTreeMap<Key, Group<'a>> {
+fn groups<'a>(question: &WhoQuestion, view: &'a View, hidden: &[Hidden<'_>]) -> BTreeMap<Key, Group<'a>> {
     let mut groups: BTreeMap<Key, Group<'a>> = BTreeMap::new();
     for flow in &view.flows {
-        let Some(matched_on) = matched(question, flow) else { continue };
+        let Some(matched_on) = matched(question, flow, hidden) else { continue };
         let instance = interval(&view.facts.instances, flow);
         let attribution = lease::standing(flow, &view.facts, TOLERANCE);
         let key = (flow.host.clone(), flow.domain, instance.map(|i| i.start), attribution.payload);
@@ -407,6 +426,41 @@ fn given<'a>(question: &WhoQuestion, view: &'a View, groups: &BTreeMap<Key, Grou
         .filter(|i| i.taps.iter().any(|tap| was_given(tap, question)))
         .filter(|i| !groups.keys().any(|(host, domain, _, _)| *host == i.host && *domain == i.domain))
         .collect()
+}
+
+/// VMs behind a translation that no flow fits: those that were given the hidden address.
+fn behind(
+    question: &WhoQuestion,
+    view: &View,
+    hidden: &[Hidden<'_>],
+    groups: &BTreeMap<Key, Group<'_>>,
+) -> Vec<Candidate> {
+    let mut found: BTreeMap<(&HostId, DomainUuid, Timestamp), Candidate> = BTreeMap::new();
+    let fits = |hidden: &Hidden<'_>| view.flows.iter().any(|flow| about(question, flow) && hidden.fits(flow));
+    for hidden in hidden.iter().filter(|hidden| !fits(hidden)) {
+        let may = |i: &&Instance| {
+            hidden.is_given_to(i)
+                && question.instance.as_ref().is_none_or(|instance| *instance == i.id)
+                && question.range.touches(i.start, i.end.map(|end| end.time))
+                && !groups.keys().any(|(host, domain, _, _)| *host == i.host && *domain == i.domain)
+        };
+        for instance in view.facts.instances.iter().filter(may) {
+            let key = (&instance.host, instance.domain, instance.start);
+            found.entry(key).or_insert_with(|| behind_only(instance, hidden, question, view));
+        }
+    }
+    found.into_values().collect()
+}
+
+fn behind_only(instance: &Instance, hidden: &Hidden<'_>, question: &WhoQuestion, view: &View) -> Candidate {
+    let mut candidate = given_only(instance, question, view);
+    candidate.attribution.reason = format!(
+        "the host translated {} to {} then, and this VM was given {}; no flow record of the VM fits",
+        Endpoint::new(hidden.face.local),
+        Endpoint::new(hidden.face.public),
+        hidden.face.local.0,
+    );
+    candidate
 }
 
 fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candidate {

@@ -207,7 +207,7 @@ fn coverage(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {
     table.text("domain", all().map(|c| c.domain.map(|d| d.to_string())));
     table.word("tap", all().map(|c| c.tap.as_ref().map(|t| t.as_str())));
     table.word("state", all().map(|c| Some(state_word(&c.state))));
-    table.u64("lost", all().map(|c| if let CoverageState::Lost { count, .. } = c.state { count } else { None }));
+    table.u64("lost", all().map(|c| lost_count(&c.state)));
     table.text("detail", all().map(|c| state_detail(&c.state)));
     finish(table, &rows)
 }
@@ -255,13 +255,23 @@ const fn state_word(state: &CoverageState) -> &'static str {
         CoverageState::NotCapturable { .. } => "not-capturable",
         CoverageState::AgentAbsent => "agent-absent",
         CoverageState::AgentSilent => "agent-silent",
+        CoverageState::NatOk => "nat-ok",
+        CoverageState::NatLost { .. } => "nat-lost",
+        CoverageState::NatUnseen { .. } => "nat-unseen",
     }
 }
 
 fn state_detail(state: &CoverageState) -> Option<&str> {
     match state {
-        CoverageState::Lost { place, .. } => Some(place),
-        CoverageState::NotCapturable { why } => Some(why),
+        CoverageState::Lost { place, .. } | CoverageState::NatLost { place, .. } => Some(place),
+        CoverageState::NotCapturable { why } | CoverageState::NatUnseen { why } => Some(why),
+        _ => None,
+    }
+}
+
+const fn lost_count(state: &CoverageState) -> Option<u64> {
+    match state {
+        CoverageState::Lost { count, .. } | CoverageState::NatLost { count, .. } => *count,
         _ => None,
     }
 }

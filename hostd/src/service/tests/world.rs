@@ -92,6 +92,7 @@ impl Host {
             agent_silent: Duration::from_secs(45),
             bans: changed,
             vos: vos_read,
+            nat: crate::nat::Nat::off(HostId::new("hv1").unwrap()),
         };
         let (asks, asked) = mpsc::channel(8);
         let (recheck, rechecks) = mpsc::channel(64);
