@@ -1,7 +1,8 @@
 //! `hostd`: sees every VM's flows at the tap, knows instance and VO, and keeps a hold on every disk.
 //!
-//! Pure: [`decode`], [`meter`], [`attribute`], [`unleased`], [`join`], [`bans`], [`tasks`], [`quota`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
-//! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links), [`offline`] (capture files).
+//! Pure: [`decode`], [`meter`], [`attribute`], [`unleased`], [`join`], [`bans`], [`tasks`], [`quota`], [`tally`], [`witness`], [`guestlink::Session`], the policies of [`domain`] and [`pin`].
+//! Edges: [`capture`] (packet sockets), [`domain`] (libvirt), [`guestlink`] (channels), [`recorder`] (ledger), [`pin`] (links), [`offline`] (capture files),
+//! [`status`] (a socket that shows every number), [`top`] (the terminal).
 //! [`service`] owns the state between them; [`daemon`] puts all together. [`watch`] captures interfaces by name, without VMs.
 
 pub mod attribute;

@@ -616,3 +616,15 @@ fn whose_word_an_address_is_stands_in_the_answer() {
     let answer = ledger.who(&question("14:03:22", "10.0.0.5", None)).unwrap();
     assert_eq!(answer.also_given.len(), 1, "by DHCP");
 }
+
+#[test]
+fn the_payloads_of_one_vm_are_read_without_those_of_others() {
+    let site = site();
+    let ledger = site.ledger();
+    let day = vestigo_model::TimeRange::new(at("00:00:00"), at("23:59:59")).unwrap();
+    let all = ledger.facts(day).unwrap().payloads;
+    let vm = all[0].domain;
+    let mine: Vec<_> = all.iter().filter(|payload| payload.domain == vm).cloned().collect();
+    assert!(!mine.is_empty() && mine.len() < all.len());
+    assert_eq!(ledger.payloads_of(vm, day).unwrap(), mine);
+}

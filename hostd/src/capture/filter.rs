@@ -13,8 +13,8 @@ use libc::{
 pub const SHORT: u32 = 128;
 /// Bytes kept of a frame whose content is read.
 pub const DEEP: u32 = 2048;
-/// UDP ports, of either end, whose datagrams are read: DHCP (RFC 2131), fireflies (SciTags).
-pub const DEEP_PORTS: [u16; 3] = [67, 68, 10_514];
+/// UDP ports, of either end, whose datagrams are read: DHCP (RFC 2131, RFC 9915), fireflies (SciTags).
+pub const DEEP_PORTS: [u16; 5] = [67, 68, 546, 547, 10_514];
 
 const ARP: u32 = 0x0806;
 const IPV4: u32 = 0x0800;

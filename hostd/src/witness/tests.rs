@@ -214,3 +214,25 @@ fn cut_frames_say_nothing() {
     }
     assert_eq!(decode::ethernet(&arp(MAC, MAC, [1; 4]), 42, None), Err(Undecodable::Arp));
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 2000, ..Default::default() })]
+    /// The fuzz target `witness` goes further; this one runs with every test.
+    #[test]
+    fn changed_bytes_are_read_or_not_and_that_is_all(changes in proptest::collection::vec((0..400usize, 0..=255u8), 0..12), cut in 0..400usize) {
+        let from_vm = udp4(SERVER, MAC, (68, 67), &dhcp_message(1, MAC, (3, 77), [0; 4], 0));
+        let to_vm = udp4(Mac([255; 6]), SERVER, (67, 68), &dhcp_message(2, MAC, (5, 77), [10, 0, 0, 5], 600));
+        let mut world = World::new();
+        for (heading, whole) in [(FromVm, from_vm), (ToVm, to_vm), (FromVm, arp(MAC, MAC, [10, 0, 0, 9]))] {
+            let mut frame = whole;
+            for (at, byte) in &changes {
+                if let Some(place) = frame.get_mut(*at) {
+                    *place = *byte;
+                }
+            }
+            frame.truncate(frame.len().min(cut + 14));
+            world.frame(heading, &frame);
+        }
+        proptest::prop_assert!(world.learnt().len() <= 3);
+    }
+}
