@@ -67,6 +67,7 @@ pub struct Host {
     /// The VMs that the service wants to hear of.
     pub rechecks: mpsc::Receiver<DomainUuid>,
     pub bans: watch::Sender<Arc<BanSet>>,
+    pub nat: crate::nat::Nat,
     stop: oneshot::Sender<()>,
     service: JoinHandle<()>,
     ledger: std::thread::JoinHandle<()>,
@@ -81,6 +82,7 @@ impl Host {
         let (recorder, recovered, ledger) = Recorder::start(&root.join("ledger"), options).unwrap();
         let (machines, machine_events) = mpsc::channel(64);
         let (bans, changed) = watch::channel(Arc::default());
+        let nat = crate::nat::Nat::off(host.clone());
         let options = ServiceOptions {
             host,
             capture: Capture::new(Backend::Ring, RingOptions::default()),
@@ -88,7 +90,7 @@ impl Host {
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(45),
             bans: changed,
-            nat: crate::nat::Nat::off(HostId::new("hv1").unwrap()),
+            nat: nat.clone(),
         };
         let (recheck, rechecks) = mpsc::channel(64);
         let (interfaces, link_news) = mpsc::channel(64);
@@ -96,7 +98,7 @@ impl Host {
         let (service, inputs) = Service::new(options, recorder, recovered, feeds);
         let (taps, (stop, stopped)) = (Arc::clone(&service.watching.queues), oneshot::channel());
         let service = tokio::spawn(service.run(inputs, stopped));
-        Self { machines, taps, senders: Default::default(), interfaces, rechecks, bans, stop, service, ledger }
+        Self { machines, taps, senders: Default::default(), interfaces, rechecks, bans, nat, stop, service, ledger }
     }
 
     /// Ends in order; gives what the ledger holds then.
