@@ -192,6 +192,13 @@ impl Nat {
         states.into_iter().map(coverage).collect()
     }
 
+    /// As if the kernel had told it.
+    #[cfg(test)]
+    pub(crate) fn enter(&self, entry: &message::Entry) {
+        let now = SystemClock.now();
+        self.lock().book.began(0, entry, now, now);
+    }
+
     /// Has the thread stand still meanwhile.
     #[cfg(test)]
     pub(super) fn hold<T>(&self, work: impl FnOnce() -> T) -> T {
@@ -262,8 +269,9 @@ struct Watch {
 
 impl Watch {
     fn run(mut self) {
-        self.follow_own();
         while !self.stop.load(Ordering::Relaxed) {
+            self.failed.retain(|_, tried| tried.elapsed() < RETRY);
+            self.follow_own();
             self.look_for_namespaces();
             let names: Vec<String> = self.spaces.keys().cloned().collect();
             let busy = names.iter().fold(false, |busy, name| self.turn(name) | busy);
@@ -288,6 +296,9 @@ impl Watch {
     }
 
     fn follow_own(&mut self) {
+        if self.spaces.contains_key(OWN) || self.failed.contains_key(OWN) {
+            return;
+        }
         let opened = Sockets::open(self.options.receive_buffer);
         self.follow(OWN.to_owned(), 0, opened);
     }
@@ -310,7 +321,6 @@ impl Watch {
             self.leave(&name);
         }
         self.lock().faults.retain(|name, _| name == OWN || name == MANY || present.contains_key(name));
-        self.failed.retain(|name, tried| present.contains_key(name) && tried.elapsed() < RETRY);
         for (name, inode) in present {
             if !self.spaces.contains_key(&name) && !self.failed.contains_key(&name) {
                 let opened = Sockets::open_in(&self.path(&name), self.options.receive_buffer);
@@ -360,7 +370,7 @@ impl Watch {
 
     fn leave(&mut self, name: &str) {
         let Some(followed) = self.spaces.remove(name) else { return };
-        tracing::debug!(namespace = name, "a namespace is gone");
+        tracing::debug!(namespace = name, "a namespace is left");
         let mut shared = self.lock();
         shared.counters.namespaces = self.spaces.len().try_into().unwrap_or(u64::MAX);
         shared.book.gone(followed.space, SystemClock.now());
@@ -385,33 +395,24 @@ impl Watch {
     /// Reads what waits in a namespace. Whether there may be more.
     fn turn(&mut self, name: &str) -> bool {
         let Some(mut followed) = self.spaces.remove(name) else { return false };
-        let read = self.read(&mut followed);
-        match read {
-            Ok(busy) => {
-                self.mend(name);
-                self.spaces.insert(name.to_owned(), followed);
-                busy
-            }
-            Err(error) => {
-                self.fault(name, &error.to_string());
-                // Its own namespace is looked at again with the next resync; a named one is opened anew.
-                followed.dumped = Some(Instant::now());
-                self.spaces.insert(name.to_owned(), followed);
-                if name != OWN {
-                    self.leave(name);
-                    self.failed.insert(name.to_owned(), Instant::now());
-                }
-                false
-            }
-        }
+        let read = self.read(name, &mut followed);
+        self.spaces.insert(name.to_owned(), followed);
+        read.unwrap_or_else(|error| {
+            // Whatever state its sockets are in: others are opened after a while.
+            self.fault(name, &error.to_string());
+            self.leave(name);
+            self.failed.insert(name.to_owned(), Instant::now());
+            false
+        })
     }
 
-    fn read(&mut self, followed: &mut Followed) -> io::Result<bool> {
+    fn read(&mut self, name: &str, followed: &mut Followed) -> io::Result<bool> {
         let busy = self.events(followed, TURN)?;
         let since = followed.dumped.map(|dumped| dumped.elapsed());
         let due = since.is_none_or(|since| since >= RESYNC || followed.overrun && since >= RESYNC_LEAST);
         if due {
             self.dump(followed)?;
+            self.mend(name);
         }
         Ok(busy)
     }

@@ -132,12 +132,13 @@ impl Hostd {
         let (machines, told) = mpsc::channel(16);
         let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {
-            host: name,
+            host: name.clone(),
             capture: Capture::new(Backend::default(), RingOptions::default()),
             meter: MeterOptions::default(),
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(30),
             bans: banned,
+            nat: hostd::nat::Nat::off(name),
         };
         // No taps: nobody asks for news of the VM, and there are none of interfaces.
         let feeds = Feeds { machines: told, recheck: mpsc::channel(1).0, interfaces: mpsc::channel(1).1 };

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_imports)]
 
+mod nat;
 mod taps;
 mod witnesses;
 mod world;

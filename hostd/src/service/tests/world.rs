@@ -69,6 +69,7 @@ pub struct Host {
     pub bans: watch::Sender<Arc<BanSet>>,
     pub vos: watch::Sender<VoMap>,
     pub asks: mpsc::Sender<Ask>,
+    pub nat: crate::nat::Nat,
     stop: oneshot::Sender<()>,
     service: JoinHandle<()>,
     ledger: std::thread::JoinHandle<()>,
@@ -84,6 +85,7 @@ impl Host {
         let (machines, machine_events) = mpsc::channel(64);
         let (bans, changed) = watch::channel(Arc::default());
         let (vos, vos_read) = watch::channel(VoMap::default());
+        let nat = crate::nat::Nat::off(host.clone());
         let options = ServiceOptions {
             host,
             capture: Capture::new(Backend::Ring, RingOptions::default()),
@@ -92,7 +94,7 @@ impl Host {
             agent_silent: Duration::from_secs(45),
             bans: changed,
             vos: vos_read,
-            nat: crate::nat::Nat::off(HostId::new("hv1").unwrap()),
+            nat: nat.clone(),
         };
         let (asks, asked) = mpsc::channel(8);
         let (recheck, rechecks) = mpsc::channel(64);
@@ -110,6 +112,7 @@ impl Host {
             bans,
             vos,
             asks,
+            nat,
             stop,
             service,
             ledger,
