@@ -131,7 +131,7 @@ async fn follow(
 
 /// There is no VM: the names say so.
 fn observed(name: &TapName) -> io::Result<Observed> {
-    let tap = Tap { name: name.clone(), mac: Mac([0; 6]), expected: vec![], not_capturable: None };
+    let tap = Tap { name: name.clone(), mac: Mac([0; 6]), expected: vec![], not_capturable: None, network: None };
     Ok(Observed {
         host: HostId::new("watch").map_err(io::Error::other)?,
         domain: NOBODY,

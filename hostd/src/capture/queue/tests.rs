@@ -13,7 +13,7 @@ fn observed(n: u128) -> Arc<Observed> {
         domain: vm(n),
         instance: InstanceId::new(format!("i-{n}")).unwrap(),
         vo: None,
-        tap: Tap { name, mac: Mac([0; 6]), expected: vec![], not_capturable: None },
+        tap: Tap { name, mac: Mac([0; 6]), expected: vec![], not_capturable: None, network: None },
     })
 }
 

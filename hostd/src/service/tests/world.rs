@@ -122,7 +122,7 @@ impl Host {
     pub async fn runs(&self, n: u128, start: Timestamp, began: Option<Timestamp>, taps: &[&str]) {
         let tap = |name: &&str| {
             let (name, mac) = (TapName::new(*name).unwrap(), Mac([2, 0, 0, 0, 0, 1]));
-            Tap { name, mac, expected: vec![], not_capturable: None }
+            Tap { name, mac, expected: vec![], not_capturable: None, network: None }
         };
         let instance = Instance {
             host: HostId::new("hv1").unwrap(),
