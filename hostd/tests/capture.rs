@@ -135,7 +135,7 @@ fn the_vlan_is_known_in_both_directions() {
     Sender::new("v0").send(&tagged((3, 4)));
     let mut seen = Vec::new();
     read_until(&mut *source, &mut seen, |seen| seen.len() == 2);
-    let [came, went] = seen.as_slice() else { panic!("{seen:?}") };
+    let [came, went] = seen.as_slice() else { unreachable!("{seen:?}") };
     assert_eq!(
         (came.heading, came.vlan, came.wire_len, &came.bytes[12..14]),
         (Heading::FromVm, Some(7), 102, &[8, 0][..])
@@ -259,15 +259,15 @@ fn every_frame_is_metered_or_counted_as_lost() {
     // Opened, and read only when its ring is long full.
     let source = floor().open(&name("v0")).unwrap();
     let mut sender = Sender::new("v1");
-    for n in 0..30_000_u32 {
-        sender.send(&udp((n as u16, 9), 60));
+    for n in 0..30_000 {
+        sender.send(&udp((n, 9), 60));
     }
     let tap = name("v0");
     let mut capture =
         TapCapture::start(&tap, source, Meter::new(MeterOptions::default(), None), queues.open(observed(1, "v0")))
             .unwrap();
-    for n in 0..1000_u32 {
-        sender.send(&udp((n as u16, 10), 60));
+    for n in 0..1000 {
+        sender.send(&udp((n, 10), 60));
     }
     sender.send(&[3; 60]);
     capture.end();
@@ -411,8 +411,9 @@ fn a_flood_beside_it_costs_a_quiet_vm_nothing() {
         let mut frame = udp((0, 9), 18);
         for n in 0..FLOOD {
             // Another source address and port each time.
-            frame[28..30].copy_from_slice(&((n >> 16) as u16).to_be_bytes());
-            frame[34..36].copy_from_slice(&(n as u16).to_be_bytes());
+            let [high, middle, port @ ..] = n.to_be_bytes();
+            frame[28..30].copy_from_slice(&[high, middle]);
+            frame[34..36].copy_from_slice(&port);
             sender.send(&frame);
         }
     });

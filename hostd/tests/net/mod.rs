@@ -96,8 +96,10 @@ impl Sender {
     pub fn new(interface: &str) -> Self {
         let found = datalink::interfaces().into_iter().find(|one| one.name == interface).unwrap();
         let config = Config { promiscuous: false, ..Config::default() };
-        let Channel::Ethernet(sender, _) = datalink::channel(&found, config).unwrap() else { panic!("no Ethernet") };
-        Self(sender)
+        match datalink::channel(&found, config).unwrap() {
+            Channel::Ethernet(sender, _) => Self(sender),
+            _ => unreachable!("pnet gave no Ethernet channel"),
+        }
     }
 
     pub fn send(&mut self, frame: &[u8]) {
@@ -163,9 +165,10 @@ mod tun {
         // SAFETY: all zeroes is a valid value of the struct.
         let mut request = unsafe { MaybeUninit::<libc::ifreq>::zeroed().assume_init() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.as_bytes()) {
-            *to = *from as libc::c_char;
+            *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request.ifr_ifru.ifru_flags =
+            libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).unwrap();
         // SAFETY: the request is a whole `ifreq`, which is what TUNSETIFF takes, and the descriptor is open.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
