@@ -143,6 +143,13 @@ impl<'a> Stack<'a> {
         kill(&self.hostd)
     }
 
+    /// hostd's process, as this test sees it: for looking at what it holds.
+    pub fn hostd_process(&self) -> Result<PathBuf> {
+        let hostd = lock(&self.hostd);
+        let pid = process::inner_pid(hostd.as_ref().context("hostd is not running")?)?;
+        Ok(Path::new("/proc").join(pid.to_string()))
+    }
+
     /// Writes `bans.toml` and has hostd read it: SIGHUP, as an administrator does it.
     pub fn ban(&self, bans: &str) -> Result<()> {
         fs::write(self.etc("bans.toml"), bans)?;
