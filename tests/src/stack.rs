@@ -95,7 +95,7 @@ impl<'a> Stack<'a> {
     fn hostd_toml(&self) -> String {
         format!(
             "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nbans = {:?}\nchannels = \"/run/vestigo/channels\"\n\
-             [libvirt]\nresync = 5\n[meter]\nfirst = 1\nactive = 5\n\
+             [libvirt]\nresync = 5\n[meter]\nactive = 5\n\
              [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n",
             self.ledger(),
             self.spool(),
