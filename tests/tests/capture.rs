@@ -74,6 +74,7 @@ fn a_tap_shows_everything_once_and_true_to_the_byte() -> Result<()> {
     timed("bulk", || a_bulk_transfer_is_counted_to_the_byte(&world))?;
     timed("ipv6", || ipv6_is_counted_and_answered_for(&world))?;
     timed("fragments", || fragments_are_one_flow(&world))?;
+    timed("tags", || tags_are_recorded_and_part_of_what_a_flow_is(&world))?;
     timed("spoofing", || a_spoofed_source_is_recorded_and_its_vm_named(&world))?;
     timed("vm to vm", || a_call_to_another_vm_is_seen_twice_and_told_once(&world))?;
     timed("reuse", || a_tap_name_used_again_credits_nobody_else(&world))?;
@@ -258,6 +259,24 @@ fn fragments_are_one_flow(world: &World<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A guest that tags its frames by itself, once and twice. Nobody is there to answer.
+fn tags_are_recorded_and_part_of_what_a_flow_is(world: &World<'_>) -> Result<()> {
+    let nobody = "02:00:00:00:00:99";
+    world.first.console().check(&format!(
+        "modprobe 8021q
+         ip link add link eth0 name once type vlan id 7 && ip link add link once name twice type vlan id 8
+         ip addr add 10.88.0.11/24 dev once && ip link set once up && arp -i once -s 10.88.0.1 {nobody}
+         ip addr add 10.89.0.11/24 dev twice && ip link set twice up && arp -i twice -s 10.89.0.1 {nobody}"
+    ))?;
+    for (address, port, tags) in [("10.88.0.1", 7106, (Some(7), None)), ("10.89.0.1", 7107, (Some(7), Some(8)))] {
+        world.send(world.first, &format!("udp {address} {port} 100 - 5"))?;
+        let sum = world.counted(world.first, proto::UDP, port, 5)?;
+        assert_eq!((sum.orig_packets, sum.orig_bytes), (5, 5 * 128), "{address}");
+        assert_eq!((sum.one.vlan, sum.one.notes.inner_vlan), tags, "{address}");
+    }
+    Ok(())
+}
+
 /// The first VM sends with the second's address.
 fn a_spoofed_source_is_recorded_and_its_vm_named(world: &World<'_>) -> Result<()> {
     let listener = world.peer.listen_udp(7104)?;
@@ -323,23 +342,32 @@ fn a_tap_name_used_again_credits_nobody_else(world: &World<'_>) -> Result<()> {
         husk.tap = Some("reused".to_owned());
         husk.metadata_xml = nova_metadata(&husk.name, "project-a", "project-a", "account", address);
     }
-    for (husk, port) in [(&before, 7201), (&after, 7202)] {
-        world.site.start_husks(std::slice::from_ref(husk), world.bridge)?;
+    let arrive = |husk: &Husk, port: u16| -> Result<()> {
         wait_instances(world, std::slice::from_ref(husk), |instance| instance.taps[0].name.as_str() == "reused")?;
-        let send =
-            format!("ip neigh replace {address} lladdr {} dev eth0; echo hello > /dev/udp/{address}/{port}", husk.mac);
+        let mac = &husk.mac;
+        let send = format!("ip neigh replace {address} lladdr {mac} dev eth0; echo hello > /dev/udp/{address}/{port}");
         process::output(world.peer.command("bash")?.args(["-c", &send]))?;
         let domain = husk.uuid.parse()?;
         process::wait_for("the datagram at the tap", WRITTEN, || {
             Ok(world.records(proto::UDP, port)?.iter().any(|flow| flow.domain == domain).then_some(()))
-        })?;
-        world.site.destroy_husks(std::slice::from_ref(husk))?;
-        wait_instances(world, std::slice::from_ref(husk), |instance| instance.end.is_some())?;
-    }
+        })
+    };
+    let [first, second] = [&before, &after].map(std::slice::from_ref);
+    world.site.start_husks(first, world.bridge)?;
+    arrive(&before, 7201)?;
+    // At once: hostd may hear of the second before it has let go of the first.
+    world.site.destroy_husks(first)?;
+    world.site.start_husks(second, world.bridge)?;
+    arrive(&after, 7202)?;
+    world.site.destroy_husks(second)?;
+    let ended = wait_instances(world, &[before.clone(), after.clone()], |instance| instance.end.is_some())?;
     let ip: IpAddr = address.parse()?;
     let flows = world.ledger()?.flows(&FlowFilter { range: world.range(), ip: Some(ip), vo: None })?;
     let credited: BTreeSet<_> = flows.iter().map(|flow| (flow.instance.to_string(), flow.resp_port)).collect();
     assert_eq!(credited, BTreeSet::from([(before.uuid.clone(), 7201), (after.uuid.clone(), 7202)]));
+    let of = |husk: &Husk| ended.iter().find(|instance| instance.id.as_str() == husk.uuid).context("no record of it");
+    let (old, new) = (of(&before)?, of(&after)?);
+    ensure!(old.end.context("no end")?.time <= new.start, "one after the other: {old:?} {new:?}");
     Ok(())
 }
 
