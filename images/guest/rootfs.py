@@ -11,7 +11,7 @@ from packages import BuildError, run
 SIZE = "384M"
 # What an nftables NAT with maps, network namespaces and the payload's mounts can ask for; dependencies follow by themselves.
 MODULES = (
-    "virtio_net", "virtio_blk", "virtio_console", "virtio_pci", "virtio_rng", "virtio_balloon", "virtio_scsi",
+    "virtio_net", "8021q", "virtio_blk", "virtio_console", "virtio_pci", "virtio_rng", "virtio_balloon", "virtio_scsi",
     "vmw_vsock_virtio_transport", "veth", "dummy", "macvlan", "ipvlan", "overlay", "fuse",
     "nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nfnetlink_log", "nf_log_syslog", "nf_nat",
     "nft_chain_nat", "nft_nat", "nft_masq", "nft_redir", "nft_ct", "nft_counter", "nft_objref", "nft_limit", "nft_log",

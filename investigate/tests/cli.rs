@@ -175,7 +175,7 @@ fn what_few_flows_have_is_said_in_words() {
                 "also seen    at tap2 of instance vm-2 on hv1 (VO cms)",
                 "both taps are on network br0 of the host; out 10 packets, 1000 bytes here but 9 packets, 1000 bytes there (lost",
                 "SciTag       experiment 3 (cms), activity 9, by firefly of 1 conversation",
-                "NOTE contradiction: the VM's traffic says it is experiment cms's (SciTag, firefly), but the VM belongs to a tenant of VO atlas",
+                "NOTE contradiction: the VM's traffic says it is experiment cms's (SciTag), but the VM belongs to a tenant of VO atlas",
             ],
         ),
         (

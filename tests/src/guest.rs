@@ -75,6 +75,14 @@ impl GuestImage {
     }
 }
 
+/// Compiles a program of `tests/guest` for a guest that has the C library. Small enough for a serial line.
+pub fn compile(name: &str, dir: &Path) -> Result<Vec<u8>> {
+    let program = dir.join(name);
+    let source = paths::repository().join("tests/guest").join(name).with_extension("c");
+    process::output(Command::new("cc").args(["-O2", "-s", "-o"]).arg(&program).arg(source))?;
+    Ok(fs::read(program)?)
+}
+
 fn sweep(images: &Path) -> Result<()> {
     let mut dirs = Vec::new();
     for entry in fs::read_dir(images)? {

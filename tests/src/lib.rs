@@ -20,6 +20,7 @@ pub mod bins;
 pub mod console;
 pub mod demo;
 pub mod guest;
+pub mod husk;
 pub mod inside;
 pub mod net;
 pub mod paths;

@@ -62,7 +62,7 @@ impl Site {
     /// Makes the namespaces only, for tests of networks and stores.
     pub fn start_without_libvirt(name: &str) -> Result<Site> {
         let (dir, lock) = make_dir(name)?;
-        lay_out(dir.path())?;
+        lay_out(name, dir.path())?;
         let mut world = Command::new("unshare")
             .args(["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child=KILL"])
             .args(["--mount-proc", "--propagation", "private", "--"])
@@ -233,18 +233,25 @@ fn sweep(root: &Path) {
 }
 
 /// The folders that the first process binds over the machine's own, with libvirt's settings.
-fn lay_out(dir: &Path) -> Result<()> {
+fn lay_out(name: &str, dir: &Path) -> Result<()> {
     for (_, own) in PRIVATE {
         fs::create_dir_all(dir.join(own))?;
     }
     for (path, own) in PRIVATE_FILES {
-        fs::write(dir.join(own), with_qemu_account(path)?)?;
+        let text = if *path == "/etc/hosts" { hosts(name) } else { with_qemu_account(path)? };
+        fs::write(dir.join(own), text)?;
     }
     fs::create_dir_all(dir.join("run/lock"))?;
     fs::create_dir_all(dir.join("etc-libvirt/hooks"))?;
     fs::write(dir.join("etc-libvirt/libvirtd.conf"), LIBVIRTD_CONF)?;
     fs::write(dir.join("etc-libvirt/qemu.conf"), QEMU_CONF)?;
     Ok(())
+}
+
+/// libvirt asks for the full name of its host at each start of a domain. Without an answer here it waits for a name server that the site
+/// cannot reach.
+fn hosts(name: &str) -> String {
+    format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n")
 }
 
 /// The machine's list of accounts with the one that libvirt's QEMU driver insists on, although it will not be used. It is

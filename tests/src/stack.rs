@@ -95,7 +95,7 @@ impl<'a> Stack<'a> {
     fn hostd_toml(&self) -> String {
         format!(
             "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nbans = {:?}\nchannels = \"/run/vestigo/channels\"\n\
-             [libvirt]\nresync = 5\n[meter]\nfirst_ms = 250\nactive = 5\n\
+             [libvirt]\nresync = 5\n[meter]\nactive = 5\n\
              [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n",
             self.ledger(),
             self.spool(),
@@ -141,6 +141,13 @@ impl<'a> Stack<'a> {
     /// Kills hostd as a power failure of its process would: SIGKILL to the program itself.
     pub fn kill_hostd(&self) -> Result<()> {
         kill(&self.hostd)
+    }
+
+    /// hostd's process, as this test sees it: for looking at what it holds.
+    pub fn hostd_process(&self) -> Result<PathBuf> {
+        let hostd = lock(&self.hostd);
+        let pid = process::inner_pid(hostd.as_ref().context("hostd is not running")?)?;
+        Ok(Path::new("/proc").join(pid.to_string()))
     }
 
     /// Writes `bans.toml` and has hostd read it: SIGHUP, as an administrator does it.

@@ -3,7 +3,7 @@
 
 #![allow(clippy::indexing_slicing)] // a missing element fails the test
 
-use std::{path::Path, process::Command, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vestigo_ledger::{Facts, Ledger};
@@ -11,9 +11,8 @@ use vestigo_model::{Clock, DomainUuid, Event, EventKind, Exit, Payload, SystemCl
 use vestigo_tests::{
     audit::{Audit, Sender, Verdict, proto},
     bins,
-    guest::{GuestImage, VmSpec},
+    guest::{self, GuestImage, VmSpec},
     net::{Peer, PeerListener, Seen},
-    paths,
     pilot::{self, Crew, Work},
     process, require,
     site::Site,
@@ -146,7 +145,7 @@ fn every_flow_of_a_vm_has_its_sender() -> Result<()> {
     spec = spec.metadata(&metadata);
     spec.memory_mib = 512;
     let vm = site.boot(&spec)?;
-    let talk = build_talk(site.dir())?;
+    let talk = guest::compile("talk", site.dir())?;
     vm.wait_ready(BOOT)?;
     vm.console().put("/usr/bin/talk", &talk, 0o755)?;
     pilot::wait_agent(&vm)?;
@@ -164,14 +163,6 @@ fn timed(what: &str, phase: impl FnOnce() -> Result<()>) -> Result<()> {
     phase().with_context(|| what.to_owned())?;
     eprintln!("{what}: {:?}", start.elapsed());
     Ok(())
-}
-
-/// Small enough for a serial line: the guest has the library.
-fn build_talk(dir: &Path) -> Result<Vec<u8>> {
-    let program = dir.join("talk");
-    let source = paths::repository().join("tests/guest/talk.c");
-    process::output(Command::new("cc").args(["-O2", "-s", "-o"]).arg(&program).arg(source))?;
-    Ok(std::fs::read(program)?)
 }
 
 /// Thirty payloads of ten users, and the VM itself, all at once, each in every way that a payload can speak.

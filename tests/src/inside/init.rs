@@ -23,7 +23,8 @@ pub const PRIVATE: &[(&str, &str)] = &[
 ];
 
 /// Files that a site replaces by its own.
-pub const PRIVATE_FILES: &[(&str, &str)] = &[("/etc/passwd", "etc-passwd"), ("/etc/group", "etc-group")];
+pub const PRIVATE_FILES: &[(&str, &str)] =
+    &[("/etc/passwd", "etc-passwd"), ("/etc/group", "etc-group"), ("/etc/hosts", "etc-hosts")];
 
 /// Prepares the namespaces, says `ready`, then reaps orphans until standard input ends.
 pub fn run(name: &str, dir: &Path) -> Result<()> {
