@@ -85,6 +85,9 @@ pub struct Status {
     /// Sandboxes prepared ahead.
     #[serde(default)]
     pub pool: PoolStatus,
+    /// Why payloads have no IPv6 now; absent when they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_ipv6: Option<String>,
     /// Running payloads: all of them for root, else those of the asking uid.
     pub payloads: Vec<LivePayload>,
 }

@@ -19,13 +19,11 @@ use super::{
 use crate::{
     cgroup::{Group, Limits},
     lease::Slot,
-    network::{Namespace, Plan as Network},
+    network::{LOOK, Namespace, Plan as Network},
     protocol::Refusal,
     sandbox::{self, Ground, Sandbox, StepError, mounts, scratch::Scratch},
 };
 
-/// Between two looks at the VM's addresses and name servers while nothing else is to be done.
-const LOOK: Duration = Duration::from_secs(2);
 /// Pause after a berth could not be prepared.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -59,7 +57,7 @@ impl Leased {
         Ok(Self { state: Shared::clone(state), line: Some(line), silent: false })
     }
 
-    /// Once all processes are dead: gives the network back, or takes it down. Whether no connection ever left the VM.
+    /// Once all processes are dead: gives the network back, or takes it down. Whether not one packet was sent.
     fn retire(&mut self) -> bool {
         let Some(Line { slot, plan, namespace }) = self.line.take() else { return self.silent };
         self.silent = match self.state.networks().renew(&plan, namespace) {
@@ -178,7 +176,7 @@ impl Berth {
             && state.resolvers().is_ok_and(|resolvers| resolvers == self.resolvers)
     }
 
-    /// Once all processes are dead: gives its network back. Whether no connection of the payload ever left the VM.
+    /// Once all processes are dead: gives its network back. Whether the payload sent not one packet.
     pub(super) fn retire(&mut self) -> bool {
         self.leased.retire()
     }

@@ -53,7 +53,9 @@ pub const PREFIX: &str = "vgp";
 /// Longest wait for a new interface to carry packets.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the answer to "where is the way out?" is good for.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const GOOD_FOR: Duration = Duration::from_secs(1);
+/// How often an idle agent looks itself: a little before the answer would be too old for the next start.
+pub const LOOK: Duration = Duration::from_millis(700);
 
 /// Why a payload has no network.
 #[derive(Debug, thiserror::Error)]
@@ -206,23 +208,11 @@ impl Networks {
         self.own
     }
 
-    /// Looks at the VM's addresses and name servers now, so that nobody who asks within the next seconds has to. What is wrong
-    /// is told to whoever asks.
+    /// Looks at the VM's addresses and name servers now, so that nobody who asks before [`LOOK`] has passed again has to. What
+    /// is wrong is told to whoever asks.
     pub fn look(&self) {
-        if let Ok(around) = Surroundings::find(self.uplink.as_deref()) {
-            let mut known = lock(&self.around);
-            if known.as_ref().is_some_and(|(_, old)| old.index == around.index) {
-                *known = Some((Instant::now(), around));
-            }
-        }
-        if let Ok(own) = uplink::own_addresses() {
-            let vm = resolver::of_vm();
-            let server = resolver::local_server(&vm, &own);
-            let mut known = lock(&self.resolver);
-            if known.as_ref().map(|(server, ..)| *server) == Some(server) {
-                *known = Some((server, Instant::now(), resolver::resolvers(&vm, self.dns, &own)));
-            }
-        }
+        let _ = self.see(&mut lock(&self.around));
+        let _ = self.ask(&mut lock(&self.resolver));
     }
 
     /// The text of every payload's `/etc/resolv.conf`. Where the VM's servers have moved, the rules move with them.
@@ -231,9 +221,13 @@ impl Networks {
     /// [`NetworkError`].
     pub fn resolv_conf(&self) -> Result<String, NetworkError> {
         let mut known = lock(&self.resolver);
-        if let Some((_, _, text)) = known.as_ref().filter(|(_, at, _)| at.elapsed() < LOOK_AGAIN) {
-            return Ok(text.clone());
+        match known.as_ref().filter(|(_, at, _)| at.elapsed() < GOOD_FOR) {
+            Some((_, _, text)) => Ok(text.clone()),
+            None => self.ask(&mut known),
         }
+    }
+
+    fn ask(&self, known: &mut Option<(Option<Ipv4Addr>, Instant, String)>) -> Result<String, NetworkError> {
         let own = uplink::own_addresses().map_err(io("list addresses"))?;
         let vm = resolver::of_vm();
         let server = resolver::local_server(&vm, &own);
@@ -275,11 +269,18 @@ impl Networks {
 
     fn surroundings(&self) -> Result<Surroundings, NetworkError> {
         let mut known = lock(&self.around);
-        if let Some((_, around)) = known.as_ref().filter(|(at, _)| at.elapsed() < LOOK_AGAIN) {
-            return Ok(around.clone());
+        match known.as_ref().filter(|(at, _)| at.elapsed() < GOOD_FOR) {
+            Some((_, around)) => Ok(around.clone()),
+            None => self.see(&mut known),
         }
+    }
+
+    /// Also makes the uplink answer for payloads as soon as they can have addresses behind it: its own may come later than the agent.
+    fn see(&self, known: &mut Option<(Instant, Surroundings)>) -> Result<Surroundings, NetworkError> {
         let around = Surroundings::find(self.uplink.as_deref()).map_err(NetworkError::NoUplink)?;
-        if self.prefix(&around).is_some() && known.as_ref().is_none_or(|(_, old)| old.index != around.index) {
+        let answers = |around: &Surroundings| self.prefix(around).map(|prefix| (around.index, prefix));
+        let before = known.as_ref().and_then(|(_, old)| answers(old));
+        if answers(&around).is_some_and(|now| before != Some(now)) {
             settings::answer_for_others(&around.uplink.name)?;
         }
         *known = Some((Instant::now(), around.clone()));
