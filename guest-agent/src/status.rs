@@ -109,6 +109,9 @@ impl fmt::Display for Status {
             "leases    {in_use} in use, {resting} resting, {all} in all; {} of {} sandboxes ready",
             self.pool.ready, self.pool.wanted
         )?;
+        if let Some(why) = &self.no_ipv6 {
+            writeln!(f, "IPv6      payloads have none: {why}")?;
+        }
         for p in &self.payloads {
             let leases: Vec<String> = p.leases.iter().map(ToString::to_string).collect();
             let leases = leases.join(", ");

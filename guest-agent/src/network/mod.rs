@@ -129,6 +129,8 @@ struct Joined {
     outside: Ipv4Addr,
     /// Address, and the interface that answers for it.
     proxy: Option<(Ipv6Addr, u32)>,
+    /// Nothing passes any more; whether anything ever did.
+    shut: Option<bool>,
 }
 
 impl Joined {
@@ -301,7 +303,7 @@ impl Networks {
         let interface = format!("{}x{number}", plan.interface);
         let (namespace, mut inside) = Namespace::new(interface.clone(), plan.ports, outside, address6)?;
         let proxy = address6.map(|address| (address, around.index));
-        lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy });
+        lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy, shut: None });
         let result = join(plan, &around, &self.filter, &namespace, &mut inside);
         if result.is_err() {
             self.remove(plan);
@@ -309,12 +311,35 @@ impl Networks {
         result.map(|()| namespace)
     }
 
-    /// Takes a payload's network away. `true` if it ever sent a packet (or nobody can tell). The interfaces themselves
+    /// Lets nothing more in or out of a payload's network. `true` if it ever sent a packet, to whomever, or nobody can tell.
+    pub fn shut(&self, plan: &Plan) -> bool {
+        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return true };
+        if let Some(used) = joined.shut {
+            return used;
+        }
+        // The elements first: without them nothing passes, so no packet can make a new connection, and they tell what did.
+        let removed = self.filter.remove(&joined.interface, &joined.elements(plan));
+        let used = removed.map_or_else(
+            |error| {
+                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
+                true
+            },
+            |packets| packets > 0,
+        );
+        if used && let Err(error) = self.filter.forget(plan.inner, 32) {
+            warn!(interface = joined.interface, %error, "a payload's connections could not be removed");
+        }
+        if let Some(joined) = lock(&self.joined).get_mut(&plan.interface) {
+            joined.shut = Some(used);
+        }
+        used
+    }
+
+    /// Takes a payload's network away; the value is that of [`Self::shut`]. The interfaces themselves
     /// go with the last descriptor of the namespace, so drop it soon: to remove one now would keep all others waiting for 20 ms.
     pub fn remove(&self, plan: &Plan) -> bool {
+        let used = self.shut(plan);
         let Some(joined) = lock(&self.joined).remove(&plan.interface) else { return true };
-        // The elements first: without them nothing passes in either direction, and they tell what did.
-        let used = self.shut(plan, &joined);
         if let Err(error) = part(plan, &joined) {
             warn!(interface = joined.interface, %error, "a payload's address could not be removed");
         }
@@ -328,34 +353,18 @@ impl Networks {
     /// # Errors
     /// It was removed; the value is that of `remove`.
     pub fn renew(&self, plan: &Plan, namespace: Namespace) -> Result<Namespace, bool> {
-        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return Err(true) };
-        let used = self.shut(plan, &joined);
-        let fresh = !used && namespace.is_empty() && self.fits(&namespace);
-        if fresh && self.filter.add(&joined.interface, &joined.elements(plan)).is_ok() {
-            return Ok(namespace);
-        }
-        lock(&self.joined).remove(&plan.interface);
-        if let Err(error) = part(plan, &joined) {
-            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
-        }
-        Err(used)
+        let fresh = !self.shut(plan) && namespace.is_empty() && self.fits(&namespace);
+        if fresh && self.open_again(plan) { Ok(namespace) } else { Err(self.remove(plan)) }
     }
 
-    /// Takes the elements out, and then the connections: in this order no packet can make a new one. `true` if it had sent a
-    /// packet, to whomever, or nobody can tell.
-    fn shut(&self, plan: &Plan, joined: &Joined) -> bool {
-        let removed = self.filter.remove(&joined.interface, &joined.elements(plan));
-        let used = removed.map_or_else(
-            |error| {
-                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
-                true
-            },
-            |packets| packets > 0,
-        );
-        if used && let Err(error) = self.filter.forget(plan.inner, 32) {
-            warn!(interface = joined.interface, %error, "a payload's connections could not be removed");
+    fn open_again(&self, plan: &Plan) -> bool {
+        let mut all = lock(&self.joined);
+        let Some(joined) = all.get_mut(&plan.interface) else { return false };
+        let open = self.filter.add(&joined.interface, &joined.elements(plan)).is_ok();
+        if open {
+            joined.shut = None;
         }
-        used
+        open
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek as _, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -48,7 +48,7 @@ pub(super) struct Program {
 
 /// What `#!` says: the interpreter, and at most one argument for it (execve(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Script {
+pub(super) struct Script {
     interpreter: String,
     argument: Option<String>,
 }
@@ -148,28 +148,47 @@ pub(super) fn open(name: &str) -> Result<Found, Refusal> {
 /// Whether nobody but root can change this open file: one of the VM's own system, root's alone to write, and read-only
 /// where the payload sees it. Asked outside of the user namespace, inside which all owners look alike.
 pub(super) fn only_root_changes(file: BorrowedFd<'_>) -> bool {
+    seems_fixed(file) && fstat(file).is_ok_and(|about| about.st_uid == 0)
+}
+
+/// The same, its owner apart: what can be seen from inside too.
+fn seems_fixed(file: BorrowedFd<'_>) -> bool {
     let (Ok(about), Ok(mount), Ok(system)) = (fstat(file), fstatvfs(file), stat("/usr")) else { return false };
     SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
-        && about.st_uid == 0
         && about.st_mode & 0o022 == 0
         // What a file system of somebody's own making (FUSE, network) says of owners is its own matter.
         && about.st_dev == system.st_dev
         && mount.flags().contains(FsFlags::ST_RDONLY)
 }
 
+/// What was read: its hash, and its first line if that names an interpreter.
+pub(super) type Hashed = (Digest, Option<Script>);
+
 impl Found {
-    /// Hashes what will run. `fixed`: the file cannot change any more and runs as it is; else a copy does.
-    pub(super) fn settle(mut self, fixed: bool) -> Result<Program, Refusal> {
-        let failed = |why: String| refuse(code::NOT_EXECUTABLE, &self.path, why);
-        let (sha256, script, copy) = if fixed {
-            let (digest, script) = digest(&mut self.file, &mut io::sink()).map_err(|e| failed(e.to_string()))?;
-            (digest, script, None)
-        } else {
-            let (digest, script, copy) = copy(&mut self.file).map_err(failed)?;
-            (digest, script, Some(copy))
-        };
-        let executable = Executable { path: self.path, sha256 };
-        Ok(Program { file: copy.unwrap_or(self.file), executable, script })
+    /// Whether it is worth asking about: nobody seems to be able to change it.
+    pub(super) fn seems_fixed(&self) -> bool {
+        seems_fixed(self.file.as_fd())
+    }
+
+    /// Hashes it as it lies there.
+    pub(super) fn hash(&mut self) -> Result<Hashed, Refusal> {
+        digest(&mut self.file, &mut io::sink()).map_err(|e| refuse(code::NOT_EXECUTABLE, &self.path, e))
+    }
+
+    /// Runs as it is: only for what nobody can change.
+    pub(super) fn fixed(self, (sha256, script): Hashed) -> Program {
+        Program { file: self.file, executable: Executable { path: self.path, sha256 }, script }
+    }
+
+    /// A copy runs, which is hashed while it is made.
+    pub(super) fn copied(mut self) -> Result<Program, Refusal> {
+        let (sha256, script, copy) = self
+            .file
+            .rewind()
+            .map_err(|e| e.to_string())
+            .and_then(|()| copy(&mut self.file))
+            .map_err(|why| refuse(code::NOT_EXECUTABLE, &self.path, why))?;
+        Ok(Program { file: copy, executable: Executable { path: self.path, sha256 }, script })
     }
 }
 
