@@ -16,6 +16,14 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// `exec` alone.
+#[derive(Debug, Parser)]
+pub struct ExecCall {
+    /// The same options.
+    #[command(flatten)]
+    pub exec: Exec,
+}
+
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {

@@ -85,6 +85,9 @@ pub struct Status {
     /// Sandboxes prepared ahead.
     #[serde(default)]
     pub pool: PoolStatus,
+    /// Why payloads have no IPv6 now; absent when they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_ipv6: Option<String>,
     /// Running payloads: all of them for root, else those of the asking uid.
     pub payloads: Vec<LivePayload>,
 }
@@ -106,6 +109,9 @@ impl fmt::Display for Status {
             "leases    {in_use} in use, {resting} resting, {all} in all; {} of {} sandboxes ready",
             self.pool.ready, self.pool.wanted
         )?;
+        if let Some(why) = &self.no_ipv6 {
+            writeln!(f, "IPv6      payloads have none: {why}")?;
+        }
         for p in &self.payloads {
             let leases: Vec<String> = p.leases.iter().map(ToString::to_string).collect();
             let leases = leases.join(", ");

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::sys;
@@ -138,6 +141,12 @@ impl Channel {
             }
             self.fill(MsgFlags::empty())?;
         }
+    }
+
+    /// Waits until the other side has hung up, but not longer than `patience`.
+    pub fn hung_up_within(&self, patience: Duration) {
+        let mut fds = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        let _ = poll(&mut fds, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX));
     }
 
     /// Takes a message if a whole one is there; never waits for the rest of one.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{PEER, Peer, VM, inside, network, wait_for};
+use common::{PEER, PEER6, Peer, VM, VM6, dual, give6, inside, network, wait_for};
 use guest_agent::{
     config::Config,
     lease::Slot,
@@ -32,8 +32,6 @@ use nix::{
 use vestigo_model::{Lease, PortBlock};
 
 const PATIENCE: Duration = Duration::from_millis(400);
-const VM6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
-const PEER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
 /// Of a container behind the VM.
 const BEHIND6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 2);
 
@@ -56,8 +54,7 @@ impl Bed {
     /// Both ends of the cable have an address of one /64.
     fn dual() -> Self {
         let peer = network();
-        give6(VM6);
-        peer.inside(|| give6(PEER6));
+        dual(&peer);
         Self::on(peer, |_| {})
     }
 
@@ -93,17 +90,6 @@ impl Bed {
     fn raw(&self, family: AddressFamily, protocol: SockProtocol) -> OwnedFd {
         self.peer.inside(move || socket(family, SockType::Raw, SockFlag::empty(), protocol).unwrap())
     }
-}
-
-fn give6(address: Ipv6Addr) {
-    let mut netlink = Netlink::open().unwrap();
-    let index = netlink.link("eth0").unwrap().index;
-    // Neighbours are asked from a link-local address; the kernel's own takes a second to be sure that it is its own.
-    let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa, address.segments()[7]);
-    netlink.apply([address, local].map(|address| Change::address(index, address.into(), 64)).into()).unwrap();
-    // The kernel calls it tentative for a moment even so.
-    let text = || fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
-    wait_for("the address", || guest_agent::network::ipv6::on_interface(&text(), "eth0").contains(&address));
 }
 
 /// Gives the interface of the calling thread's namespace one more address.
@@ -468,6 +454,23 @@ fn nobody_in_the_vm_sends_from_an_address_that_it_does_not_have() {
     assert_eq!(heard(&udp6).unwrap().ip(), BEHIND6, "its own address is its own affair");
     send_udp(&namespace, (address, 5000), (PEER6, 9000));
     assert_eq!(heard(&udp6).unwrap().ip(), address, "the payload itself still can");
+}
+
+#[test]
+fn ipv6_that_comes_later_is_used_and_answered_for() {
+    let bed = Bed::new();
+    let (plan, before) = bed.payload(0);
+    assert_eq!(before.ipv6(), None);
+    dual(&bed.peer);
+    bed.networks.look();
+    assert_eq!(bed.networks.no_ipv6(), None);
+    assert!(!bed.networks.fits(&before) && bed.networks.renew(&plan, before).is_err(), "it has no IPv6");
+    let (_, namespace) = bed.payload(1);
+    let udp = bed.udp_at(PEER6.into(), 9000);
+    send_udp(&namespace, (Ipv6Addr::UNSPECIFIED, 0), (PEER6, 9000));
+    assert_eq!(Some(heard(&udp).unwrap().ip()), namespace.ipv6().map(IpAddr::V6));
+    // An answer comes only if the VM says whose the address is.
+    assert!(inside(own(&namespace), || ping6(5)));
 }
 
 #[test]

@@ -18,13 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Host, PEER, World, agent, network, text};
+use common::{Host, PEER, PEER6, VM6, World, agent, dual, network, text};
 use guest_agent::{
     selftest::{
         Finding, Orders, Outcome, client,
         inside::{key, make_queue, mark, queue},
         probes::{self, survivor},
-        watch::{Watch, judge},
+        watch::{Watch, judge, judge6},
     },
     sys::probe::Segment,
 };
@@ -107,11 +107,14 @@ const WEAKENED: &[(&str, Weak, &str)] = &[
         Weak::Under(&["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]),
         "another uid, but neither nosuid nor no_new_privs",
     ),
+    ("set-user-id-bits", Weak::Root, "no filter"),
+    ("core-dumps", Weak::Under(&["prlimit", "--core=4096:4096"]), "a limit that lets some through"),
     ("vm-ports", Weak::Root, "no network namespace"),
     ("neighbour", Weak::Root, "no network namespace"),
     ("metadata-address", Weak::Root, "no packet filter"),
     ("spoofed-source", Weak::Own("packets_that_no_filter_stops_are_seen_to_leave"), "no packet filter"),
     ("neighbours-ports", Weak::Own("packets_that_no_filter_stops_are_seen_to_leave"), "no source NAT"),
+    ("spoofed-source-6", Weak::Own("packets_that_no_filter_stops_are_seen_to_leave"), "no packet filter"),
     ("fork-bomb", Weak::Root, "no cgroup"),
     ("memory-bomb", Weak::Root, "no cgroup"),
     ("agent-answers", Weak::Own("an_agent_that_does_not_answer_is_noticed"), "a daemon that is stopped"),
@@ -228,7 +231,8 @@ fn a_survivor_outside_of_a_sandbox_is_found() {
 
 #[test]
 fn packets_that_no_filter_stops_are_seen_to_leave() {
-    let _peer = network();
+    let peer = network();
+    dual(&peer);
     // As a payload's namespace has it: without a route the kernel gives a foreign source none either.
     let route = ["route", "add", "default", "via", &PEER.to_string()];
     assert!(Command::new("ip").args(route).status().unwrap().success());
@@ -239,16 +243,22 @@ fn packets_that_no_filter_stops_are_seen_to_leave() {
         peer: Some(PEER),
         foreign_address: Some(Ipv4Addr::new(100, 64, 0, 6)),
         foreign_port: Some(21504),
+        peer6: Some(PEER6),
+        foreign_address6: Some("2001:db8:0:1::bad".parse().unwrap()),
         ..Orders::default()
     };
     let finding = probe("spoofed-source", &[], &orders);
     assert!(finding.detail.contains("sent, sent, sent"), "{}", finding.detail);
+    let finding = probe("spoofed-source-6", &[], &orders);
+    assert!(finding.detail.contains("sent, sent"), "{}", finding.detail);
     let seen = watch.seen();
     // The payload's own ports would be wherever the ordinary packet came from.
     let own = seen.iter().find(|packet| packet.mark == 0).unwrap().port;
     for verdict in judge(&seen, PortBlock { first: own, last: own }) {
         assert_eq!(verdict.outcome, Outcome::Broken, "{} {seen:?}", verdict.detail);
     }
+    let verdict = judge6(&seen, VM6);
+    assert_eq!(verdict.outcome, Outcome::Broken, "{} {seen:?}", verdict.detail);
 }
 
 /// The host has the record; the agent's own are older.
@@ -259,7 +269,8 @@ fn wait_for_its_payload(host: &Host) {
 
 fn selftest(world: &World) -> Command {
     let mut command = agent();
-    command.args(["selftest", "--peer", &PEER.to_string(), "--socket"]).arg(world.path("run/agent.sock"));
+    command.args(["selftest", "--peer", &PEER.to_string(), "--peer6", &PEER6.to_string(), "--socket"]);
+    command.arg(world.path("run/agent.sock"));
     command
 }
 
@@ -268,6 +279,8 @@ fn all_holds_in_a_real_sandbox() {
     let world = World::start("");
     let host = world.host();
     world.wait_connected();
+    dual(&world.peer);
+    common::wait_for("IPv6 for payloads", || world.status().no_ipv6.is_none());
     let started = Instant::now();
     let mut run = selftest(&world);
     run.arg("--json").env("X509_USER_PROXY", "/tmp/x509up_u0").stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -341,7 +354,8 @@ fn an_ordinary_user_gets_the_same_answers_but_for_what_only_root_can_see() {
     let not_tested = report["probes"].as_array().unwrap().iter().filter(|probe| probe["outcome"] == "not-tested");
     for probe in not_tested {
         let detail = probe["detail"].as_str().unwrap();
-        assert!(detail.contains("root") || detail.contains("cgroup"), "{probe}");
+        let wanted = ["root", "cgroup", "IPv6"];
+        assert!(wanted.iter().any(|word| detail.contains(word)), "{probe}");
     }
 }
 

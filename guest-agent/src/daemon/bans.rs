@@ -28,7 +28,7 @@ pub(super) fn obey(state: &Shared, lists: &Receiver<Vec<Ban>>) {
         for ban in fresh {
             let applied = apply(state, &ban, received);
             info!(ban = %ban.id, payloads = applied.payloads, left = applied.left, "ban in force");
-            match state.link.record(Claim::BanApplied(applied)) {
+            match state.link.record(Claim::BanApplied(applied)).made() {
                 Ok(_) => state.live.told(&ban.id),
                 Err(error) => error!(ban = %ban.id, %error, "that a ban is in force cannot be told"),
             }

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing::warn;
@@ -19,15 +19,16 @@ use super::{
 use crate::{
     cgroup::{Group, Limits},
     lease::Slot,
-    network::{Namespace, Plan as Network},
+    network::{LOOK, Namespace, Plan as Network},
     protocol::Refusal,
     sandbox::{self, Ground, Sandbox, StepError, mounts, scratch::Scratch},
 };
 
-/// Between two looks at the VM's addresses and name servers while nothing else is to be done.
-const LOOK: Duration = Duration::from_secs(2);
 /// Pause after a berth could not be prepared.
 const RETRY: Duration = Duration::from_secs(1);
+/// After a start nothing is prepared for so long, as long as there is enough: the payload has the processors to itself until it
+/// runs, or has ended already.
+const CALM: Duration = Duration::from_millis(10);
 
 /// Networks that were used by nobody yet, kept for the next berth: taking one down and putting it up again costs the kernel
 /// tens of milliseconds of waiting under a lock of its own.
@@ -43,11 +44,10 @@ pub(super) struct Line {
     namespace: Namespace,
 }
 
-/// A line in use.
+/// A line in use. Dropped once all processes are dead, it gives the network back, or takes it down.
 struct Leased {
     state: Shared,
     line: Option<Line>,
-    silent: bool,
 }
 
 impl Leased {
@@ -56,25 +56,21 @@ impl Leased {
             Some(line) => line,
             None => Line::new(state)?,
         };
-        Ok(Self { state: Shared::clone(state), line: Some(line), silent: false })
+        Ok(Self { state: Shared::clone(state), line: Some(line) })
     }
+}
 
-    /// Once all processes are dead: gives the network back, or takes it down. Whether no connection ever left the VM.
-    fn retire(&mut self) -> bool {
-        let Some(Line { slot, plan, namespace }) = self.line.take() else { return self.silent };
-        self.silent = match self.state.networks().renew(&plan, namespace) {
+impl Drop for Leased {
+    fn drop(&mut self) {
+        let Some(Line { slot, plan, namespace }) = self.line.take() else { return };
+        match self.state.networks().renew(&plan, namespace) {
             Ok(namespace) => {
                 if let Some(line) = self.state.pool.keep(Line { slot, plan, namespace }) {
                     line.take_down(&self.state);
                 }
-                true
             }
-            Err(used) => {
-                self.state.release(slot, used);
-                !used
-            }
-        };
-        self.silent
+            Err(used) => self.state.release(slot, used),
+        }
     }
 }
 
@@ -97,12 +93,6 @@ impl Line {
     fn take_down(self, state: &State) {
         let used = state.networks().remove(&self.plan);
         state.release(self.slot, used);
-    }
-}
-
-impl Drop for Leased {
-    fn drop(&mut self) {
-        self.retire();
     }
 }
 
@@ -178,9 +168,9 @@ impl Berth {
             && state.resolvers().is_ok_and(|resolvers| resolvers == self.resolvers)
     }
 
-    /// Once all processes are dead: gives its network back. Whether no connection of the payload ever left the VM.
-    pub(super) fn retire(&mut self) -> bool {
-        self.leased.retire()
+    /// Once all processes are dead: nothing passes any more. Whether the payload sent not one packet.
+    pub(super) fn fall_silent(&self) -> bool {
+        self.leased.line.as_ref().is_some_and(|line| !self.leased.state.networks().shut(&line.plan))
     }
 
     /// How to reach what runs here.
@@ -216,9 +206,22 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Stock {
     ready: VecDeque<Berth>,
+    /// When the last one was taken.
+    taken: Option<Instant>,
     making: usize,
     spare: Vec<Line>,
     closed: bool,
+}
+
+impl Stock {
+    /// How long the next one may wait to be made; `None` when there are as many as wanted.
+    fn pause(&self, wanted: usize) -> Option<Duration> {
+        match self.ready.len() {
+            ready if ready >= wanted => None,
+            ready if ready <= wanted / 2 => Some(Duration::ZERO),
+            _ => Some(self.taken.map_or(Duration::ZERO, |at| CALM.saturating_sub(at.elapsed()))),
+        }
+    }
 }
 
 impl std::fmt::Debug for Pool {
@@ -253,9 +256,27 @@ impl Pool {
     }
 
     fn take(&self) -> Option<Berth> {
-        let berth = self.stock().ready.pop_front();
+        let mut stock = self.stock();
+        stock.taken = Some(Instant::now());
+        let berth = stock.ready.pop_front();
+        drop(stock);
         self.wanted.notify_one();
         berth
+    }
+
+    /// Takes what was made, or why nothing was.
+    fn put(&self, made: Result<Berth, Refusal>) -> Result<(), Refusal> {
+        let mut stock = self.stock();
+        stock.making -= 1;
+        let berth = made?;
+        if stock.closed {
+            // Only then: its network is given back to the stock.
+            drop(stock);
+            drop(berth);
+        } else {
+            stock.ready.push_back(berth);
+        }
+        Ok(())
     }
 
     /// Ends what waits, and the stocking.
@@ -280,36 +301,28 @@ pub(super) fn wanted(state: &State) -> usize {
 pub(super) fn keep_stocked(state: &Shared) {
     let pool = &state.pool;
     let wanted = wanted(state);
-    loop {
-        let stock = pool.stock();
-        let full = |stock: &mut Stock| stock.ready.len() >= wanted && !stock.closed;
-        let waited = pool.wanted.wait_timeout_while(stock, LOOK, full).unwrap_or_else(PoisonError::into_inner);
-        let mut stock = waited.0;
-        if stock.closed {
-            return;
-        }
-        if stock.ready.len() >= wanted {
-            // Ahead of whoever comes, so that a start need not look itself.
-            drop(stock);
-            state.networks().look();
+    let mut stock = pool.stock();
+    while !stock.closed {
+        let pause = stock.pause(wanted);
+        if pause != Some(Duration::ZERO) {
+            let waited = pool.wanted.wait_timeout(stock, pause.unwrap_or(LOOK));
+            let (after, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            stock = after;
+            if pause.is_none() && timeout.timed_out() {
+                // Ahead of whoever comes, so that a start need not look itself.
+                drop(stock);
+                state.networks().look();
+                stock = pool.stock();
+            }
             continue;
         }
         stock.making += 1;
         drop(stock);
-        let berth = Berth::usual(state);
-        let mut stock = pool.stock();
-        stock.making -= 1;
-        if stock.closed {
-            return;
+        if let Err(refusal) = pool.put(Berth::usual(state)) {
+            warn!(reason = refusal.reason, "no sandbox could be prepared ahead");
+            std::thread::sleep(RETRY);
         }
-        match berth {
-            Ok(berth) => stock.ready.push_back(berth),
-            Err(refusal) => {
-                drop(stock);
-                warn!(reason = refusal.reason, "no sandbox could be prepared ahead");
-                std::thread::sleep(RETRY);
-            }
-        }
+        stock = pool.stock();
     }
 }
 

@@ -191,7 +191,7 @@ fn prepare(config: Config) -> Result<(State, Receiver<Vec<Ban>>), DaemonError> {
         .map_err(start(format!("open the spool {}", spool.display())))?;
     for uid in orphans {
         warn!(%uid, "a payload of an earlier life of the agent is recorded as lost");
-        link.record(Claim::PayloadEnd { uid, exit: Exit::Lost, silent: false })?;
+        link.record(Claim::PayloadEnd { uid, exit: Exit::Lost, silent: false }).made()?;
     }
     let pieces = Pieces { networks, link, forker, cgroups, trust, bans };
     Ok((State::new(config, boot, pieces).map_err(start("restore the leases"))?, lists))

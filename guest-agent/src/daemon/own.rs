@@ -26,7 +26,7 @@ pub(super) fn announce(state: &State) -> Vec<PayloadUid> {
         };
         let said = claim(uid, holder, leases)
             .map_err(|e| e.to_string())
-            .and_then(|claim| state.link.record(Claim::PayloadStart(claim)).map_err(|e| e.to_string()));
+            .and_then(|claim| state.link.record(Claim::PayloadStart(claim)).made().map_err(|e| e.to_string()));
         match said {
             Ok(_) => runs.push(uid),
             Err(error) => warn!(holder = holder.as_str(), error, "the VM's own lease cannot be announced"),

@@ -47,6 +47,9 @@ use crate::{
 const COMMAND_BYTES: usize = 4096;
 const COMMAND_ARGUMENTS: usize = 1024;
 
+/// How long a client that was told everything may take to go away before what its payload left is tidied up.
+const PARTING: Duration = Duration::from_millis(20);
+
 /// Serves one request.
 pub(super) fn run(
     state: &Shared,
@@ -236,12 +239,14 @@ impl<'a> Started<'a> {
         }
         let usage = self.berth.group.as_ref().map(Group::events).unwrap_or_default();
         // On record before the pilot hears it: whatever happens to this agent then, nobody is told two ends.
-        end(self.listed.state, self.listed.uid, exit, self.berth.retire());
+        end(self.listed.state, self.listed.uid, exit, self.berth.fall_silent());
         steps.done("recorded");
         debug!(uid = %self.listed.uid, steps = ?steps.done, "how long an end took");
         // From here on no ban ends it any more.
         let banned = self.listed.state.live.leave(self.listed.uid);
         let _ = client.send(&Reply::Ended { uid: self.listed.uid, exit, usage, banned }, &[]);
+        // Tidying up would take the processor that it ends on.
+        client.hung_up_within(PARTING);
         exit
     }
 

@@ -1,6 +1,9 @@
 //! Record, acknowledge, then exec: what a start and an end have to do with the hypervisor.
 
-use std::time::Instant;
+use std::{
+    sync::mpsc::RecvTimeoutError,
+    time::{Duration, Instant},
+};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::AsFd;
@@ -10,7 +13,7 @@ use vestigo_model::{Exit, PayloadClaim, PayloadUid, link::Claim};
 use super::state::State;
 use crate::{
     config::FailMode,
-    link::{Receipt, session::Verdict},
+    link::{Receipt, RecordError, session::Verdict},
     protocol::Refusal,
     wire::Channel,
 };
@@ -37,11 +40,14 @@ pub(super) fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Re
     let deadline = Instant::now() + state.config.ack_patience();
     let mut said = false;
     loop {
-        let receipt = match state.link.record(Claim::PayloadStart(claim.clone())) {
-            Ok(receipt) => receipt,
+        let receipt = state.link.record(Claim::PayloadStart(claim.clone()));
+        let answer = verdict(state, client, &receipt, deadline);
+        // By now it is known whether there is one.
+        let ticket = match receipt.made() {
+            Ok(ticket) => ticket,
             Err(error) => {
                 // If only the spool failed, the session has the start all the same: say that nothing ran.
-                if said || matches!(error, crate::link::RecordError::Spool(_)) {
+                if said || matches!(error, RecordError::Spool(_)) {
                     end(state, uid, Exit::NotStarted, true);
                 }
                 return Err(Refusal::system(format!(
@@ -50,7 +56,7 @@ pub(super) fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Re
             }
         };
         said = true;
-        match verdict(state, client, &receipt, deadline) {
+        match answer {
             Answer::Verdict(Verdict::Acknowledged) => return Ok(true),
             Answer::Verdict(Verdict::Refused(reason)) => {
                 return Err(Refusal::policy(format!("the hypervisor refused the payload: {reason}")));
@@ -62,7 +68,7 @@ pub(super) fn record(state: &State, client: &Channel, claim: PayloadClaim) -> Re
                 return Err(Refusal::caller("the caller went away before the payload started"));
             }
             Answer::None | Answer::Verdict(Verdict::Unclear) if state.config.fail_mode == FailMode::Open => {
-                state.link.owe(&receipt);
+                state.link.owe(ticket);
                 return Ok(false);
             }
             Answer::None | Answer::Verdict(Verdict::Unclear) => {
@@ -83,8 +89,11 @@ enum Answer {
 fn verdict(state: &State, client: &Channel, receipt: &Receipt, deadline: Instant) -> Answer {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if let Some(verdict) = receipt.wait(left.min(std::time::Duration::from_millis(100))) {
-            return Answer::Verdict(verdict);
+        match receipt.wait(left.min(Duration::from_millis(100))) {
+            Ok(verdict) => return Answer::Verdict(verdict),
+            // It was not made, or the host has been silent through thousands of others.
+            Err(RecvTimeoutError::Disconnected) => return Answer::None,
+            Err(RecvTimeoutError::Timeout) => {}
         }
         let hopeless = state.config.fail_mode == FailMode::Open && !state.link.status().connected;
         if left.is_zero() || hopeless {
@@ -99,7 +108,7 @@ fn verdict(state: &State, client: &Channel, receipt: &Receipt, deadline: Instant
 }
 
 pub(super) fn end(state: &State, uid: PayloadUid, exit: Exit, silent: bool) {
-    if let Err(error) = state.link.record(Claim::PayloadEnd { uid, exit, silent }) {
+    if let Err(error) = state.link.record(Claim::PayloadEnd { uid, exit, silent }).made() {
         warn!(%uid, %error, "the end of a payload could not be recorded");
     }
 }

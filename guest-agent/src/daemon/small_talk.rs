@@ -77,7 +77,7 @@ impl SmallTalk {
 }
 
 fn tell(link: &Link, claim: Claim) {
-    if let Err(error) = link.record(claim) {
+    if let Err(error) = link.record(claim).made() {
         warn!(%error, "the hypervisor cannot be told");
     }
 }

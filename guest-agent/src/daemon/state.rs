@@ -274,6 +274,7 @@ impl State {
             // A lease that waits with a prepared sandbox is free to whoever asks.
             leases: LeaseCounts { in_use: held.saturating_sub(waiting), resting, all },
             pool: PoolStatus { ready, wanted: berth::wanted(self) },
+            no_ipv6: self.networks.no_ipv6().map(ToOwned::to_owned),
             payloads,
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn run(state: &Shared, every: Duration) {
             Seen::Connection(connection) => Claim::Connection(connection),
             Seen::Missed(uid, counters) => Claim::Alarm { what: Label::cut(&format!("payload {uid}: {counters}")) },
         };
-        let _ = state.link.record(claim);
+        let _ = state.link.record(claim).made();
     };
     Detail::default().run(every, live, record);
 }

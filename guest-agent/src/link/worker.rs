@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, PoisonError,
-        mpsc::{self, Receiver, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
@@ -53,15 +53,25 @@ enum Command {
 /// A record that is on its way.
 #[derive(Debug)]
 pub struct Receipt {
-    ticket: Ticket,
+    made: Receiver<Result<Ticket, RecordError>>,
     verdict: Receiver<Verdict>,
 }
 
 impl Receipt {
-    /// Waits for the host's word; `None` when it does not come in time.
-    #[must_use]
-    pub fn wait(&self, patience: Duration) -> Option<Verdict> {
-        self.verdict.recv_timeout(patience).ok()
+    /// Waits until the record is on disk.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn made(self) -> Result<Ticket, RecordError> {
+        self.made.recv().map_err(|_| RecordError::Ending)?
+    }
+
+    /// Waits for the host's word.
+    ///
+    /// # Errors
+    /// It does not come in time, or never will: [`Self::made`] says why.
+    pub fn wait(&self, patience: Duration) -> Result<Verdict, RecvTimeoutError> {
+        self.verdict.recv_timeout(patience)
     }
 }
 
@@ -123,21 +133,18 @@ impl Link {
         Ok((Self { commands, wake: Arc::new(wake), shared }, orphans))
     }
 
-    /// Makes a record: it is on disk when this returns, and on its way.
-    ///
-    /// # Errors
-    /// [`RecordError`].
-    pub fn record(&self, claim: Claim) -> Result<Receipt, RecordError> {
-        let (made, answer) = mpsc::channel();
-        let (verdict, verdicts) = mpsc::channel();
-        self.command(Command::Record(Box::new(claim), made, verdict));
-        let ticket = answer.recv().map_err(|_| RecordError::Ending)??;
-        Ok(Receipt { ticket, verdict: verdicts })
+    /// Makes a record, on disk first, and sends it on its way.
+    #[must_use = "the record may not have been made"]
+    pub fn record(&self, claim: Claim) -> Receipt {
+        let (told, made) = mpsc::channel();
+        let (judged, verdict) = mpsc::channel();
+        self.command(Command::Record(Box::new(claim), told, judged));
+        Receipt { made, verdict }
     }
 
     /// The payload of this record starts without an acknowledgement.
-    pub fn owe(&self, receipt: &Receipt) {
-        self.command(Command::Debt(receipt.ticket));
+    pub fn owe(&self, ticket: Ticket) {
+        self.command(Command::Debt(ticket));
     }
 
     fn command(&self, command: Command) {

@@ -53,7 +53,9 @@ pub const PREFIX: &str = "vgp";
 /// Longest wait for a new interface to carry packets.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long the answer to "where is the way out?" is good for.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const GOOD_FOR: Duration = Duration::from_secs(1);
+/// How often an idle agent looks itself: a little before the answer would be too old for the next start.
+pub const LOOK: Duration = Duration::from_millis(700);
 
 /// Why a payload has no network.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,8 @@ struct Joined {
     outside: Ipv4Addr,
     /// Address, and the interface that answers for it.
     proxy: Option<(Ipv6Addr, u32)>,
+    /// Nothing passes any more; whether anything ever did.
+    shut: Option<bool>,
 }
 
 impl Joined {
@@ -206,23 +210,11 @@ impl Networks {
         self.own
     }
 
-    /// Looks at the VM's addresses and name servers now, so that nobody who asks within the next seconds has to. What is wrong
-    /// is told to whoever asks.
+    /// Looks at the VM's addresses and name servers now, so that nobody who asks before [`LOOK`] has passed again has to. What
+    /// is wrong is told to whoever asks.
     pub fn look(&self) {
-        if let Ok(around) = Surroundings::find(self.uplink.as_deref()) {
-            let mut known = lock(&self.around);
-            if known.as_ref().is_some_and(|(_, old)| old.index == around.index) {
-                *known = Some((Instant::now(), around));
-            }
-        }
-        if let Ok(own) = uplink::own_addresses() {
-            let vm = resolver::of_vm();
-            let server = resolver::local_server(&vm, &own);
-            let mut known = lock(&self.resolver);
-            if known.as_ref().map(|(server, ..)| *server) == Some(server) {
-                *known = Some((server, Instant::now(), resolver::resolvers(&vm, self.dns, &own)));
-            }
-        }
+        let _ = self.see(&mut lock(&self.around));
+        let _ = self.ask(&mut lock(&self.resolver));
     }
 
     /// The text of every payload's `/etc/resolv.conf`. Where the VM's servers have moved, the rules move with them.
@@ -231,9 +223,13 @@ impl Networks {
     /// [`NetworkError`].
     pub fn resolv_conf(&self) -> Result<String, NetworkError> {
         let mut known = lock(&self.resolver);
-        if let Some((_, _, text)) = known.as_ref().filter(|(_, at, _)| at.elapsed() < LOOK_AGAIN) {
-            return Ok(text.clone());
+        match known.as_ref().filter(|(_, at, _)| at.elapsed() < GOOD_FOR) {
+            Some((_, _, text)) => Ok(text.clone()),
+            None => self.ask(&mut known),
         }
+    }
+
+    fn ask(&self, known: &mut Option<(Option<Ipv4Addr>, Instant, String)>) -> Result<String, NetworkError> {
         let own = uplink::own_addresses().map_err(io("list addresses"))?;
         let vm = resolver::of_vm();
         let server = resolver::local_server(&vm, &own);
@@ -275,11 +271,18 @@ impl Networks {
 
     fn surroundings(&self) -> Result<Surroundings, NetworkError> {
         let mut known = lock(&self.around);
-        if let Some((_, around)) = known.as_ref().filter(|(at, _)| at.elapsed() < LOOK_AGAIN) {
-            return Ok(around.clone());
+        match known.as_ref().filter(|(at, _)| at.elapsed() < GOOD_FOR) {
+            Some((_, around)) => Ok(around.clone()),
+            None => self.see(&mut known),
         }
+    }
+
+    /// Also makes the uplink answer for payloads as soon as they can have addresses behind it: its own may come later than the agent.
+    fn see(&self, known: &mut Option<(Instant, Surroundings)>) -> Result<Surroundings, NetworkError> {
         let around = Surroundings::find(self.uplink.as_deref()).map_err(NetworkError::NoUplink)?;
-        if self.prefix(&around).is_some() && known.as_ref().is_none_or(|(_, old)| old.index != around.index) {
+        let answers = |around: &Surroundings| self.prefix(around).map(|prefix| (around.index, prefix));
+        let before = known.as_ref().and_then(|(_, old)| answers(old));
+        if answers(&around).is_some_and(|now| before != Some(now)) {
             settings::answer_for_others(&around.uplink.name)?;
         }
         *known = Some((Instant::now(), around.clone()));
@@ -300,7 +303,7 @@ impl Networks {
         let interface = format!("{}x{number}", plan.interface);
         let (namespace, mut inside) = Namespace::new(interface.clone(), plan.ports, outside, address6)?;
         let proxy = address6.map(|address| (address, around.index));
-        lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy });
+        lock(&self.joined).insert(plan.interface.clone(), Joined { interface, outside, proxy, shut: None });
         let result = join(plan, &around, &self.filter, &namespace, &mut inside);
         if result.is_err() {
             self.remove(plan);
@@ -308,12 +311,35 @@ impl Networks {
         result.map(|()| namespace)
     }
 
-    /// Takes a payload's network away. `true` if it ever sent a packet (or nobody can tell). The interfaces themselves
+    /// Lets nothing more in or out of a payload's network. `true` if it ever sent a packet, to whomever, or nobody can tell.
+    pub fn shut(&self, plan: &Plan) -> bool {
+        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return true };
+        if let Some(used) = joined.shut {
+            return used;
+        }
+        // The elements first: without them nothing passes, so no packet can make a new connection, and they tell what did.
+        let removed = self.filter.remove(&joined.interface, &joined.elements(plan));
+        let used = removed.map_or_else(
+            |error| {
+                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
+                true
+            },
+            |packets| packets > 0,
+        );
+        if used && let Err(error) = self.filter.forget(plan.inner, 32) {
+            warn!(interface = joined.interface, %error, "a payload's connections could not be removed");
+        }
+        if let Some(joined) = lock(&self.joined).get_mut(&plan.interface) {
+            joined.shut = Some(used);
+        }
+        used
+    }
+
+    /// Takes a payload's network away; the value is that of [`Self::shut`]. The interfaces themselves
     /// go with the last descriptor of the namespace, so drop it soon: to remove one now would keep all others waiting for 20 ms.
     pub fn remove(&self, plan: &Plan) -> bool {
+        let used = self.shut(plan);
         let Some(joined) = lock(&self.joined).remove(&plan.interface) else { return true };
-        // The elements first: without them nothing passes in either direction, and they tell what did.
-        let used = self.shut(plan, &joined);
         if let Err(error) = part(plan, &joined) {
             warn!(interface = joined.interface, %error, "a payload's address could not be removed");
         }
@@ -327,34 +353,18 @@ impl Networks {
     /// # Errors
     /// It was removed; the value is that of `remove`.
     pub fn renew(&self, plan: &Plan, namespace: Namespace) -> Result<Namespace, bool> {
-        let Some(joined) = lock(&self.joined).get(&plan.interface).cloned() else { return Err(true) };
-        let used = self.shut(plan, &joined);
-        let fresh = !used && namespace.is_empty() && self.fits(&namespace);
-        if fresh && self.filter.add(&joined.interface, &joined.elements(plan)).is_ok() {
-            return Ok(namespace);
-        }
-        lock(&self.joined).remove(&plan.interface);
-        if let Err(error) = part(plan, &joined) {
-            warn!(interface = joined.interface, %error, "a payload's address could not be removed");
-        }
-        Err(used)
+        let fresh = !self.shut(plan) && namespace.is_empty() && self.fits(&namespace);
+        if fresh && self.open_again(plan) { Ok(namespace) } else { Err(self.remove(plan)) }
     }
 
-    /// Takes the elements out, and then the connections: in this order no packet can make a new one. `true` if it had sent a
-    /// packet, to whomever, or nobody can tell.
-    fn shut(&self, plan: &Plan, joined: &Joined) -> bool {
-        let removed = self.filter.remove(&joined.interface, &joined.elements(plan));
-        let used = removed.map_or_else(
-            |error| {
-                warn!(interface = joined.interface, %error, "a payload's rules could not be removed");
-                true
-            },
-            |packets| packets > 0,
-        );
-        if used && let Err(error) = self.filter.forget(plan.inner, 32) {
-            warn!(interface = joined.interface, %error, "a payload's connections could not be removed");
+    fn open_again(&self, plan: &Plan) -> bool {
+        let mut all = lock(&self.joined);
+        let Some(joined) = all.get_mut(&plan.interface) else { return false };
+        let open = self.filter.add(&joined.interface, &joined.elements(plan)).is_ok();
+        if open {
+            joined.shut = None;
         }
-        used
+        open
     }
 }
 

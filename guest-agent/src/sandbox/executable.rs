@@ -6,7 +6,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek as _, Write},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -148,29 +148,67 @@ pub(super) fn open(name: &str) -> Result<Found, Refusal> {
 /// Whether nobody but root can change this open file: one of the VM's own system, root's alone to write, and read-only
 /// where the payload sees it. Asked outside of the user namespace, inside which all owners look alike.
 pub(super) fn only_root_changes(file: BorrowedFd<'_>) -> bool {
+    seems_fixed(file) && fstat(file).is_ok_and(|about| about.st_uid == 0)
+}
+
+/// The same, its owner apart: what can be seen from inside too.
+fn seems_fixed(file: BorrowedFd<'_>) -> bool {
     let (Ok(about), Ok(mount), Ok(system)) = (fstat(file), fstatvfs(file), stat("/usr")) else { return false };
     SFlag::from_bits_truncate(about.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG
-        && about.st_uid == 0
         && about.st_mode & 0o022 == 0
         // What a file system of somebody's own making (FUSE, network) says of owners is its own matter.
         && about.st_dev == system.st_dev
         && mount.flags().contains(FsFlags::ST_RDONLY)
 }
 
+/// What was read, and the file's last change before that.
+pub(super) struct Hashed {
+    sha256: Digest,
+    script: Option<Script>,
+    changed: (i64, i64),
+}
+
 impl Found {
-    /// Hashes what will run. `fixed`: the file cannot change any more and runs as it is; else a copy does.
-    pub(super) fn settle(mut self, fixed: bool) -> Result<Program, Refusal> {
-        let failed = |why: String| refuse(code::NOT_EXECUTABLE, &self.path, why);
-        let (sha256, script, copy) = if fixed {
-            let (digest, script) = digest(&mut self.file, &mut io::sink()).map_err(|e| failed(e.to_string()))?;
-            (digest, script, None)
-        } else {
-            let (digest, script, copy) = copy(&mut self.file).map_err(failed)?;
-            (digest, script, Some(copy))
-        };
-        let executable = Executable { path: self.path, sha256 };
-        Ok(Program { file: copy.unwrap_or(self.file), executable, script })
+    /// Whether it is worth asking about: nobody seems to be able to change it.
+    pub(super) fn seems_fixed(&self) -> bool {
+        seems_fixed(self.file.as_fd())
     }
+
+    /// Hashes it as it lies there.
+    pub(super) fn hash(&mut self) -> Result<Hashed, Refusal> {
+        let failed = |e: io::Error| refuse(code::NOT_EXECUTABLE, &self.path, e);
+        let changed = last_change(&self.file).map_err(|e| failed(e.into()))?;
+        let (sha256, script) = digest(&mut self.file, &mut io::sink()).map_err(failed)?;
+        Ok(Hashed { sha256, script, changed })
+    }
+
+    /// Runs as it is, if nobody can change it (which the caller knows), and nobody did before that was known: it may have been somebody
+    /// else's while it was read.
+    pub(super) fn fixed(self, hashed: Hashed) -> Result<Program, Refusal> {
+        match last_change(&self.file) {
+            Ok(changed) if changed == hashed.changed => {
+                let executable = Executable { path: self.path, sha256: hashed.sha256 };
+                Ok(Program { file: self.file, executable, script: hashed.script })
+            }
+            _ => self.copied(),
+        }
+    }
+
+    /// A copy runs, which is hashed while it is made.
+    pub(super) fn copied(mut self) -> Result<Program, Refusal> {
+        let (sha256, script, copy) = self
+            .file
+            .rewind()
+            .map_err(|e| e.to_string())
+            .and_then(|()| copy(&mut self.file))
+            .map_err(|why| refuse(code::NOT_EXECUTABLE, &self.path, why))?;
+        Ok(Program { file: copy, executable: Executable { path: self.path, sha256 }, script })
+    }
+}
+
+/// Of content, owner or mode.
+fn last_change(file: &File) -> nix::Result<(i64, i64)> {
+    fstat(file).map(|about| (about.st_ctime, about.st_ctime_nsec))
 }
 
 fn find(name: &str) -> Option<PathBuf> {
@@ -257,6 +295,32 @@ impl Script {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_changed_while_it_was_read_runs_as_a_copy_of_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        let found = || Found { file: File::open(&path).unwrap(), path: "program".into() };
+        let sha256 = |text: &str| Digest(Sha256::digest(text).into());
+        std::fs::write(&path, "#!/bin/sh\none").unwrap();
+        let mut same = found();
+        let hashed = same.hash().unwrap();
+        let program = same.fixed(hashed).unwrap();
+        assert_eq!(program.executable.sha256, sha256("#!/bin/sh\none"));
+        let mut other = found();
+        let hashed = other.hash().unwrap();
+        let before = last_change(&other.file).unwrap();
+        // The kernel's clock for files may tick slowly.
+        while last_change(&other.file).unwrap() == before {
+            std::fs::write(&path, "#!/bin/sh\ntwo").unwrap();
+        }
+        let mut program = other.fixed(hashed).unwrap();
+        assert_eq!(program.executable.sha256, sha256("#!/bin/sh\ntwo"));
+        std::fs::write(&path, "#!/bin/sh\nthree").unwrap();
+        let mut runs = String::new();
+        program.file.read_to_string(&mut runs).unwrap();
+        assert_eq!(runs, "#!/bin/sh\ntwo");
+    }
 
     #[test]
     fn a_first_line_is_read_as_the_kernel_reads_it() {

@@ -247,13 +247,20 @@ fn serve(run: &Run, talk: &mut Channel, fds: Vec<OwnedFd>) -> Result<(), Refusal
     Ok(())
 }
 
-/// Whether nobody can change a program where it lies can be seen only from outside; then it is hashed. `None`: the daemon is gone.
-fn settle(found: Found, talk: &mut Channel) -> Result<Option<Program>, Refusal> {
-    if talk.send(&Report::Found, &[found.file.as_fd()]).is_err() {
-        return Ok(None);
+/// Whether really nobody can change a program where it lies can be seen only from outside; it is hashed while the daemon looks.
+/// `None`: the daemon is gone.
+fn settle(mut found: Found, talk: &mut Channel) -> Result<Option<Program>, Refusal> {
+    if found.seems_fixed() {
+        if talk.send(&Report::Found, &[found.file.as_fd()]).is_err() {
+            return Ok(None);
+        }
+        let hashed = found.hash();
+        let Ok(Order::Settle { fixed }) = talk.receive() else { return Ok(None) };
+        if fixed {
+            return found.fixed(hashed?).map(Some);
+        }
     }
-    let Ok(Order::Settle { fixed }) = talk.receive() else { return Ok(None) };
-    found.settle(fixed).map(Some)
+    found.copied().map(Some)
 }
 
 fn exec_failed(name: &str, errno: Errno) -> Refusal {

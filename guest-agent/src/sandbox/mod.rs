@@ -110,7 +110,8 @@ pub enum Report {
     Unmapped,
     /// All is built, and every right given up; this is what Landlock adds for the payload.
     Prepared(landlock::Applied),
-    /// A program is found. It rides along: whose it is cannot be seen from inside. Once for a program, twice for a script.
+    /// A program is found that nobody seems to be able to change. It rides along: whose it is cannot be seen from inside. At most once
+    /// for a program, twice for a script.
     Found,
     /// This is what will run (and the interpreter of a script), and nobody can change it any more.
     Ready(Programs),
@@ -135,9 +136,9 @@ pub enum Order {
     Mapped,
     /// This is the payload.
     Run(Run),
-    /// Hash the program.
+    /// About the program that was found.
     Settle {
-        /// Nobody can change it where it lies: no copy is needed.
+        /// Really nobody can change it where it lies: no copy is needed.
         fixed: bool,
     },
     /// Run it.

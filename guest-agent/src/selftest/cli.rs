@@ -1,6 +1,9 @@
 //! Options of `selftest` and of what it runs inside.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use clap::Args;
 use vestigo_model::Vo;
@@ -23,6 +26,9 @@ pub struct Selftest {
     /// A host outside of the VM that gets three UDP packets to port 9 [default: the VM's gateway]
     #[arg(long, value_name = "ADDRESS")]
     pub peer: Option<Ipv4Addr>,
+    /// A host outside of the VM that gets two UDP packets to port 9 over IPv6 [default: the VM's gateway, if its address is more than link-local]
+    #[arg(long, value_name = "ADDRESS")]
+    pub peer6: Option<Ipv6Addr>,
     /// A folder that the agent shows to all payloads (its `expose`), so that it is no surprise (repeatable)
     #[arg(long, value_name = "DIR")]
     pub expose: Vec<PathBuf>,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{self, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -28,11 +28,12 @@ use super::{
     payload::{Payload, Program, SHOWN, Start, status},
     probes::{self, Probe, Stage, survivor},
     report::{Report, Subject},
-    watch::{Watch, judge},
+    watch::{Watch, judge, judge6},
 };
 use crate::{
     cgroup::Limits,
     config::{self, Config},
+    network::ipv6::usable,
     protocol::Refusal,
     terminal,
 };
@@ -113,6 +114,7 @@ pub fn examine(options: &Selftest) -> Result<Report, Refusal> {
     orders.sockets.push(options.socket.clone());
     orders.shown = shown(options);
     orders.peer = options.peer.or_else(gateway);
+    orders.peer6 = options.peer6.or_else(gateway6);
     let Attack { mut findings, subject, left } = attack(&start, &wanted, orders)?;
     drop(bait);
     findings.extend(after(&start, &wanted, &token, &left)?);
@@ -177,6 +179,16 @@ fn gateway() -> Option<Ipv4Addr> {
     gateways.find(|gateway| *gateway != 0).map(|gateway| Ipv4Addr::from(gateway.to_le_bytes()))
 }
 
+/// The same for IPv6, from /proc/net/ipv6_route. Payloads do not reach a link-local one.
+fn gateway6() -> Option<Ipv6Addr> {
+    let text = fs::read_to_string("/proc/net/ipv6_route").ok()?;
+    let mut gateways = text.lines().filter_map(|line| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+        [to, "00", _, _, gateway, ..] if to.bytes().all(|b| b == b'0') => u128::from_str_radix(gateway, 16).ok(),
+        _ => None,
+    });
+    gateways.find_map(|gateway| Some(Ipv6Addr::from(gateway)).filter(|address| usable(*address)))
+}
+
 /// What came of the payload that tries everything.
 #[derive(Default)]
 struct Attack {
@@ -197,6 +209,7 @@ fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<Atta
     if let Some(Ready { address, port, laid }) = &ready {
         laid.add_to(&mut orders, "victim");
         orders.foreign_address = *address;
+        orders.foreign_address6 = victim.address6();
         orders.foreign_port = victim.ports().map(|ports| ports.first);
         orders.neighbours = address.zip(*port).map(SocketAddr::from).into_iter().collect();
     }
@@ -213,9 +226,12 @@ fn attack(start: &Start<'_>, wanted: &Wanted, mut orders: Orders) -> Result<Atta
                 replace(&mut findings, "spoofed-source", spoofed);
                 replace(&mut findings, "neighbours-ports", block);
             }
+            if let Some(own) = attacker.address6().filter(|_| orders.peer6.is_some()) {
+                replace(&mut findings, "spoofed-source-6", judge6(&seen, own));
+            }
         }
         Err(error) => {
-            for name in ["spoofed-source", "neighbours-ports"] {
+            for name in ["spoofed-source", "neighbours-ports", "spoofed-source-6"] {
                 replace(&mut findings, name, not_tested(format!("only root can look at what leaves the VM: {error}")));
             }
         }

@@ -16,7 +16,7 @@ pub mod watch;
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -120,6 +120,10 @@ pub struct Orders {
     pub peer: Option<Ipv4Addr>,
     /// Another payload's address.
     pub foreign_address: Option<Ipv4Addr>,
+    /// A host outside of the VM that gets two UDP packets over IPv6.
+    pub peer6: Option<Ipv6Addr>,
+    /// Another payload's IPv6 address.
+    pub foreign_address6: Option<Ipv6Addr>,
     /// A port of another payload's block.
     pub foreign_port: Option<u16>,
     /// The limit on processes that is in force.

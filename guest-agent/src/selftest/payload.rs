@@ -5,6 +5,7 @@ use std::{
     env,
     fs::File,
     io::{self, BufRead, BufReader, PipeWriter, Read, Write},
+    net::Ipv6Addr,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::{fs::MetadataExt, net::UnixStream},
@@ -209,6 +210,15 @@ impl Payload {
             Reply::Refused { code, reason } => Err(Refusal { code, reason }),
             Reply::Started { .. } | Reply::Status(_) => Err(Refusal::system("the daemon gave an odd answer")),
         }
+    }
+
+    /// Its IPv6 address.
+    #[must_use]
+    pub fn address6(&self) -> Option<Ipv6Addr> {
+        self.leases.iter().find_map(|lease| match lease {
+            Lease::Address(address) => Some(*address),
+            Lease::Ports(_) => None,
+        })
     }
 
     /// Its source ports.

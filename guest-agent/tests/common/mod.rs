@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, OwnedFd},
     os::unix::{
         fs::chown,
@@ -33,6 +33,8 @@ use vestigo_model::{
 
 pub const VM: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 pub const PEER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+pub const VM6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
+pub const PEER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 2);
 
 /// A namespace on the other end of the VM's cable.
 pub struct Peer(OwnedFd);
@@ -79,6 +81,24 @@ pub fn network() -> Peer {
 fn raise(netlink: &mut Netlink, address: Ipv4Addr) {
     let index = netlink.link("eth0").unwrap().index;
     netlink.apply(vec![Change::up(1), Change::address(index, address.into(), 24), Change::up(index)]).unwrap();
+}
+
+/// Gives both ends of the cable an address of one /64.
+pub fn dual(peer: &Peer) {
+    give6(VM6);
+    peer.inside(|| give6(PEER6));
+}
+
+/// Gives the interface of the calling thread's namespace an address of a /64.
+pub fn give6(address: Ipv6Addr) {
+    let mut netlink = Netlink::open().unwrap();
+    let index = netlink.link("eth0").unwrap().index;
+    // Neighbours are asked from a link-local address; the kernel's own takes a second to be sure that it is its own.
+    let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa, address.segments()[7]);
+    netlink.apply([address, local].map(|address| Change::address(index, address.into(), 64)).into()).unwrap();
+    // The kernel calls it tentative for a moment even so.
+    let text = || fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    wait_for("the address", || guest_agent::network::ipv6::on_interface(&text(), "eth0").contains(&address));
 }
 
 /// What the stand-in holds.

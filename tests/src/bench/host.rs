@@ -21,6 +21,7 @@ use hostd::{
     domain::Inspection,
     machines::MachineEvent,
     meter::MeterOptions,
+    nat::Nat,
     recorder::Recorder,
     service::{Feeds, Service, ServiceOptions},
 };

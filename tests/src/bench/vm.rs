@@ -81,8 +81,10 @@ impl Agent {
         let file = folder.join("agent.toml");
         fs::write(&file, config)?;
         let log = File::create(folder.join("agent.log"))?;
+        // `debug` tells how long each step of a start took.
+        let level = std::env::var("VESTIGO_LOG").unwrap_or_else(|_| "warn".to_owned());
         let mut daemon = Command::new(program);
-        daemon.arg("daemon").arg("--config").arg(&file).env("VESTIGO_LOG", "warn");
+        daemon.arg("daemon").arg("--config").arg(&file).env("VESTIGO_LOG", level);
         let daemon = daemon.stdin(Stdio::null()).stderr(log).spawn().context("cannot start the agent")?;
         let agent = Self { program: program.into(), folder: folder.into(), daemon };
         process::wait_for("the agent's link", Duration::from_secs(20), || {

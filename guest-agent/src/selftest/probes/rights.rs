@@ -3,17 +3,25 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use nix::{
-    sys::wait::{Id, WaitPidFlag, waitid},
+    fcntl::{AT_FDCWD, OFlag, open, openat},
+    sys::{
+        resource::{Resource, getrlimit},
+        stat::{FchmodatFlags, Mode, fchmod, fchmodat, fstat},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid},
+    },
     unistd::{Pid, geteuid, getgid, getgroups, getuid},
 };
 
 use super::{Probe, Stage, Verdict};
-use crate::selftest::{Orders, broken, held, not_tested};
+use crate::{
+    selftest::{Orders, broken, held, not_tested},
+    sys,
+};
 
 pub(super) const PROBES: &[Probe] = &[
     Probe {
@@ -50,6 +58,20 @@ pub(super) const PROBES: &[Probe] = &[
         what: "a set-user-id program runs as its owner",
         stage: Stage::Attack,
         run: set_user_id,
+    },
+    Probe {
+        name: "set-user-id-bits",
+        rules: &["R-ISO-23"],
+        what: "a file gets a set-user-id or set-group-id bit",
+        stage: Stage::Attack,
+        run: set_user_id_bits,
+    },
+    Probe {
+        name: "core-dumps",
+        rules: &["R-ISO-29", "R-ISO-33"],
+        what: "a crash writes the payload's memory somewhere",
+        stage: Stage::Attack,
+        run: core_dumps,
     },
 ];
 
@@ -127,5 +149,51 @@ fn set_user_id(_: &Orders) -> Verdict {
         Ok(_) if was == me => held(format!("{} ran as uid {me}", program.display())),
         Ok(_) => broken(format!("{} ran as uid {was} instead of {me}", program.display())),
         Err(error) => not_tested(format!("{} could not be waited for: {error}", program.display())),
+    }
+}
+
+/// Most bits of these that a file or folder gets, whichever way it is asked for.
+fn bits_of(path: &Path) -> nix::Result<u32> {
+    const BITS: u32 = 0o6000;
+    let wanted = Mode::from_bits_truncate(BITS | 0o755);
+    // Each may be refused; what counts is what the file has then.
+    let made = openat(AT_FDCWD, path, OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_CLOEXEC, wanted)
+        .or_else(|_| open(path, OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY, Mode::from_bits_truncate(0o755)))?;
+    let _ = fchmod(&made, wanted);
+    let _ = fchmodat(AT_FDCWD, path, wanted, FchmodatFlags::FollowSymlink);
+    fstat(&made).map(|about| about.st_mode & BITS)
+}
+
+fn set_user_id_bits(orders: &Orders) -> Verdict {
+    let mut places = Vec::new();
+    for folder in ["/work", "/tmp", "/var/tmp", "/dev/shm"].map(Path::new) {
+        let path = folder.join(format!("{}-bits", orders.token));
+        let bits = bits_of(&path);
+        let _ = fs::remove_file(&path);
+        match bits {
+            Ok(0) => places.push(folder.display().to_string()),
+            Ok(bits) => return broken(format!("a file in {} got {bits:o}", folder.display())),
+            // The folder is not there, or not to be written.
+            Err(_) => {}
+        }
+    }
+    if places.is_empty() { not_tested("no file could be made") } else { held(format!("none in {}", places.join(", "))) }
+}
+
+fn core_dumps(_: &Orders) -> Verdict {
+    match getrlimit(Resource::RLIMIT_CORE) {
+        Ok((_, hard)) if hard > 1 => return broken(format!("they may have {hard} bytes")),
+        Ok(_) => {}
+        Err(error) => return not_tested(format!("the limit cannot be read: {error}")),
+    }
+    let crash = || match sys::fork_single_threaded()? {
+        Some(child) => waitpid(child, None),
+        None => std::process::abort(),
+    };
+    match crash() {
+        Ok(WaitStatus::Signaled(_, signal, false)) => held(format!("a process that ended by {signal} left none")),
+        Ok(WaitStatus::Signaled(_, _, true)) => broken("a crash left one"),
+        Ok(other) => not_tested(format!("the process that was to crash did something else: {other:?}")),
+        Err(error) => not_tested(format!("no process could be made to crash: {error}")),
     }
 }
