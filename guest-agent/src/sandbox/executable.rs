@@ -48,7 +48,7 @@ pub(super) struct Program {
 
 /// What `#!` says: the interpreter, and at most one argument for it (execve(2)).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Script {
+struct Script {
     interpreter: String,
     argument: Option<String>,
 }
@@ -161,8 +161,12 @@ fn seems_fixed(file: BorrowedFd<'_>) -> bool {
         && mount.flags().contains(FsFlags::ST_RDONLY)
 }
 
-/// What was read: its hash, and its first line if that names an interpreter.
-pub(super) type Hashed = (Digest, Option<Script>);
+/// What was read, and the file's last change before that.
+pub(super) struct Hashed {
+    sha256: Digest,
+    script: Option<Script>,
+    changed: (i64, i64),
+}
 
 impl Found {
     /// Whether it is worth asking about: nobody seems to be able to change it.
@@ -172,12 +176,22 @@ impl Found {
 
     /// Hashes it as it lies there.
     pub(super) fn hash(&mut self) -> Result<Hashed, Refusal> {
-        digest(&mut self.file, &mut io::sink()).map_err(|e| refuse(code::NOT_EXECUTABLE, &self.path, e))
+        let failed = |e: io::Error| refuse(code::NOT_EXECUTABLE, &self.path, e);
+        let changed = last_change(&self.file).map_err(|e| failed(e.into()))?;
+        let (sha256, script) = digest(&mut self.file, &mut io::sink()).map_err(failed)?;
+        Ok(Hashed { sha256, script, changed })
     }
 
-    /// Runs as it is: only for what nobody can change.
-    pub(super) fn fixed(self, (sha256, script): Hashed) -> Program {
-        Program { file: self.file, executable: Executable { path: self.path, sha256 }, script }
+    /// Runs as it is, if nobody can change it (which the caller knows), and nobody did before that was known: it may have been somebody
+    /// else's while it was read.
+    pub(super) fn fixed(self, hashed: Hashed) -> Result<Program, Refusal> {
+        match last_change(&self.file) {
+            Ok(changed) if changed == hashed.changed => {
+                let executable = Executable { path: self.path, sha256: hashed.sha256 };
+                Ok(Program { file: self.file, executable, script: hashed.script })
+            }
+            _ => self.copied(),
+        }
     }
 
     /// A copy runs, which is hashed while it is made.
@@ -190,6 +204,11 @@ impl Found {
             .map_err(|why| refuse(code::NOT_EXECUTABLE, &self.path, why))?;
         Ok(Program { file: copy, executable: Executable { path: self.path, sha256 }, script })
     }
+}
+
+/// Of content, owner or mode.
+fn last_change(file: &File) -> nix::Result<(i64, i64)> {
+    fstat(file).map(|about| (about.st_ctime, about.st_ctime_nsec))
 }
 
 fn find(name: &str) -> Option<PathBuf> {
@@ -276,6 +295,32 @@ impl Script {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn what_changed_while_it_was_read_runs_as_a_copy_of_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        let found = || Found { file: File::open(&path).unwrap(), path: "program".into() };
+        let sha256 = |text: &str| Digest(Sha256::digest(text).into());
+        std::fs::write(&path, "#!/bin/sh\none").unwrap();
+        let mut same = found();
+        let hashed = same.hash().unwrap();
+        let program = same.fixed(hashed).unwrap();
+        assert_eq!(program.executable.sha256, sha256("#!/bin/sh\none"));
+        let mut other = found();
+        let hashed = other.hash().unwrap();
+        let before = last_change(&other.file).unwrap();
+        // The kernel's clock for files may tick slowly.
+        while last_change(&other.file).unwrap() == before {
+            std::fs::write(&path, "#!/bin/sh\ntwo").unwrap();
+        }
+        let mut program = other.fixed(hashed).unwrap();
+        assert_eq!(program.executable.sha256, sha256("#!/bin/sh\ntwo"));
+        std::fs::write(&path, "#!/bin/sh\nthree").unwrap();
+        let mut runs = String::new();
+        program.file.read_to_string(&mut runs).unwrap();
+        assert_eq!(runs, "#!/bin/sh\ntwo");
+    }
 
     #[test]
     fn a_first_line_is_read_as_the_kernel_reads_it() {

@@ -257,7 +257,7 @@ fn settle(mut found: Found, talk: &mut Channel) -> Result<Option<Program>, Refus
         let hashed = found.hash();
         let Ok(Order::Settle { fixed }) = talk.receive() else { return Ok(None) };
         if fixed {
-            return Ok(Some(found.fixed(hashed?)));
+            return found.fixed(hashed?).map(Some);
         }
     }
     found.copied().map(Some)
