@@ -21,6 +21,7 @@ use hostd::{
     domain::Inspection,
     machines::MachineEvent,
     meter::MeterOptions,
+    nat::Nat,
     recorder::Recorder,
     service::{Feeds, Service, ServiceOptions},
 };
@@ -132,6 +133,7 @@ impl Hostd {
         let (machines, told) = mpsc::channel(16);
         let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {
+            nat: Nat::off(name.clone()),
             host: name,
             capture: Capture::new(Backend::default(), RingOptions::default()),
             meter: MeterOptions::default(),
