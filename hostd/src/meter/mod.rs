@@ -144,7 +144,7 @@ impl<W: Witness> Meter<W> {
             witness,
             table: Table::new(&options),
             fragments: Fragments::default(),
-            clock: Clock::new(),
+            clock: Clock::default(),
             mac,
             tunnels: options.tunnels,
             scitags: options.scitags,
@@ -183,7 +183,11 @@ impl<W: Witness> Meter<W> {
                 if let Some(control) = Control::of(&packet) {
                     self.witness.control(frame, control);
                 }
-                let inside = if self.tunnels { decode::inside(frame.bytes, &packet, frame.wire_len) } else { None };
+                let inside = if self.tunnels {
+                    decode::inside(frame.bytes, &packet, frame.wire_len.max(frame.bytes.len()))
+                } else {
+                    None
+                };
                 self.packet(frame, packet);
                 if let Some(inside) = inside {
                     self.packet(frame, inside);
@@ -200,7 +204,7 @@ impl<W: Witness> Meter<W> {
 
     fn packet(&mut self, frame: &Frame<'_>, mut packet: Packet) {
         let time = frame.time.as_nanos();
-        let seen = self.clock.at(time);
+        let seen = self.clock.packet(time);
         if packet.fragment.is_some() {
             self.fragments.resolve(&mut packet, seen);
         }
@@ -223,7 +227,7 @@ impl<W: Witness> Meter<W> {
 
     /// Gives the records that are due at `now`, `room` at most. What finds no room stays due, and keeps its place in the table.
     pub fn due(&mut self, now: Timestamp, room: usize, out: &mut Vec<Metered>) {
-        let now = self.clock.at(now.as_nanos());
+        let now = self.clock.asked(now.as_nanos());
         self.table.due(now, room, out);
     }
 

@@ -58,7 +58,7 @@ struct Bench {
 
 impl Bench {
     fn new(options: MeterOptions) -> Self {
-        Self { table: Table::new(&options), clock: Clock::new() }
+        Self { table: Table::new(&options), clock: Clock::default() }
     }
 
     fn run(&mut self, steps: &[(i64, Packet)]) {
@@ -66,13 +66,13 @@ impl Bench {
         for (millis, packet) in steps {
             let heading = if packet.src_ip() == vm { Heading::FromVm } else { Heading::ToVm };
             let time = at(*millis).as_nanos();
-            self.table.packet(Sighting::new(packet, heading, time, self.clock.at(time), false));
+            self.table.packet(Sighting::new(packet, heading, time, self.clock.packet(time), false));
         }
     }
 
     fn due(&mut self, millis: i64, room: usize) -> Vec<Metered> {
         let mut out = Vec::new();
-        self.table.due(self.clock.at(at(millis).as_nanos()), room, &mut out);
+        self.table.due(self.clock.asked(at(millis).as_nanos()), room, &mut out);
         out
     }
 
