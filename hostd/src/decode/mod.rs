@@ -200,4 +200,6 @@ fn long(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;

@@ -192,6 +192,105 @@ fn names_what_it_cannot_use() {
     assert_eq!(decode(&bad[..30]), Err(Undecodable::CutShort));
 }
 
+fn udp(src: u16, dst: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(VM, GW).ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64);
+    builder.udp(src, dst).write(&mut frame, payload).unwrap();
+    frame
+}
+
+#[test]
+fn the_tag_that_the_kernel_took_out_is_the_outer_one() {
+    let mut frame = udp(1, 2, b"");
+    frame.splice(12..12, [0x81, 0, 0x20, 9]);
+    let packet = ethernet(&frame, frame.len(), Some(7)).unwrap();
+    assert_eq!((packet.vlan, packet.inner_vlan), (Some(7), Some(9)));
+    frame.splice(12..12, [0x88, 0xa8, 0, 8]);
+    assert_eq!(ethernet(&frame, frame.len(), Some(7)), Err(Undecodable::TooManyTags));
+    assert_eq!(ethernet(&frame, frame.len(), None).unwrap().inner_vlan, Some(9));
+}
+
+#[test]
+fn a_length_is_never_more_than_the_frames() {
+    let mut frame = udp(1, 2, b"four");
+    frame[16] = 0xff;
+    assert_eq!(decode(&frame).unwrap().ip_bytes, 32, "the header lies");
+    // BIG TCP: the header says 0, the ring knows.
+    (frame[16], frame[17]) = (0, 0);
+    assert_eq!(ethernet(&frame, 14 + 180_000, None).unwrap().ip_bytes, 180_000);
+    let mut padded = udp(1, 2, b"");
+    padded.resize(60, 0);
+    let packet = decode(&padded).unwrap();
+    assert_eq!((packet.ip_bytes, packet.payload_of(&padded)), (28, &[][..]), "what pads a frame is nobody's");
+}
+
+#[test]
+fn a_header_that_is_cut_off_has_no_ports_and_says_so() {
+    let frame = udp(21_000, 53, b"question");
+    for length in 34..38 {
+        let packet = ethernet(&frame[..length], frame.len(), None).unwrap();
+        assert!(packet.headless && packet.portless());
+        assert_eq!((packet.src_port, packet.ip_bytes), (0, 36));
+    }
+    assert_eq!(ethernet(&frame[..38], frame.len(), None).unwrap().dst_port, 53);
+    // More extension headers than anybody needs.
+    let chain = [IPV6_DEST_OPTIONS.0, 0, 1, 4, 0, 0, 0, 0].repeat(9);
+    let packet = decode(&ipv6_with(IPV6_DEST_OPTIONS.0, &chain)).unwrap();
+    assert!(packet.headless);
+    assert_eq!(packet.proto, IPV6_DEST_OPTIONS.0);
+}
+
+#[test]
+fn ports_are_found_behind_authentication() {
+    let behind = [vec![proto::UDP, 4], vec![0; 22], vec![0x52, 0x08, 0, 53, 0, 8, 0, 0]].concat();
+    let packet = decode(&ipv6_with(AUTH.0, &behind)).unwrap();
+    assert_eq!((packet.proto, packet.src_port, packet.dst_port), (proto::UDP, 21_000, 53));
+    let mut frame = udp(0, 0, &behind);
+    // UDP's own eight bytes make way.
+    frame.drain(34..42);
+    frame[23] = AUTH.0;
+    let packet = decode(&frame).unwrap();
+    assert_eq!((packet.proto, packet.src_port, packet.dst_port), (proto::UDP, 21_000, 53));
+}
+
+#[test]
+fn tunnels_have_something_inside() {
+    let inner = udp(21_000, 53, b"?");
+    let vxlan = udp(40_000, 4789, &[&[0x08, 0xff, 0xff, 0xff, 0, 0, 42, 0xff][..], &inner].concat());
+    let packet = inside(&vxlan, &decode(&vxlan).unwrap(), vxlan.len()).unwrap();
+    assert_eq!((packet.tunnel, packet.src_port, packet.ip_bytes), (Some(vestigo_model::Tunnel::Vxlan(42)), 21_000, 29));
+    let geneve = udp(40_000, 6081, &[&[1, 0, 0x65, 0x58, 0, 1, 0, 0, 0, 0, 0, 0][..], &inner].concat());
+    let packet = inside(&geneve, &decode(&geneve).unwrap(), geneve.len()).unwrap();
+    assert_eq!((packet.tunnel, packet.dst_port), (Some(vestigo_model::Tunnel::Geneve(256)), 53));
+    let bare = udp(40_000, 6081, &[&[0, 0, 0x08, 0x00, 0, 0, 7, 0][..], &inner[14..]].concat());
+    assert_eq!(inside(&bare, &decode(&bare).unwrap(), bare.len()).unwrap().dst_port, 53);
+    assert_eq!(inside(&inner, &decode(&inner).unwrap(), inner.len()), None);
+}
+
+/// Labels of sflow-rt/scitags for ATLAS (2) and CMS (3).
+#[test]
+fn flow_labels_are_those_of_scitags() {
+    assert_eq!(flow_label(2, 5), 0x1_0014);
+    for (experiment, activity) in [(2, 5), (3, 63), (511, 0), (1, 1)] {
+        let label = flow_label(experiment, activity);
+        for entropy in [0, 0b11, 1 << 8, 0b11 << 18] {
+            assert_eq!(experiment_and_activity(label | entropy), Some((experiment, activity)));
+        }
+    }
+    assert_eq!(experiment_and_activity(flow_label(0, 9)), None);
+}
+
+#[test]
+fn arp_is_found_behind_tags() {
+    let mut frame = vec![0; 42];
+    (frame[12], frame[13]) = (0x08, 0x06);
+    assert_eq!(decode(&frame), Err(Undecodable::Arp));
+    assert_eq!(arp(&frame, None).unwrap().len(), 28);
+    frame.splice(12..12, [0x81, 0, 0, 9]);
+    assert_eq!(arp(&frame, None).unwrap().len(), 28);
+    assert_eq!(arp(&udp(1, 2, b""), None), None);
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {

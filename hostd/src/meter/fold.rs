@@ -23,8 +23,8 @@ type Share = (bool, u128, u128);
 #[derive(Debug, Default)]
 pub(super) struct Folds {
     shares: BTreeMap<Share, Aggregate>,
-    /// Conversations folded of late, by their hash: which, and who began.
-    recent: Vec<(u32, Direction)>,
+    /// Conversations folded of late, in the place of their hash: 30 other bits of it, that there is one, and who began.
+    recent: Vec<u32>,
     conversations: u64,
 }
 
@@ -71,15 +71,17 @@ impl Folds {
         let (by_source, _) = sighting.originator();
         let inferred = sighting.direction(by_source);
         if self.recent.is_empty() {
-            self.recent.resize(REMEMBERED, (0, inferred));
+            self.recent = vec![0; REMEMBERED];
         }
         let [a, b, c, d, e, f, g, h] = sighting.hash.to_be_bytes();
-        let tag = u32::from_be_bytes([a, b, c, d]) | 1;
+        let tag = u32::from_be_bytes([a, b, c, d]) & !3 | 1;
         let place = u32::from_be_bytes([e, f, g, h]) as usize % REMEMBERED;
         match self.recent.get_mut(place) {
-            Some((known, direction)) if *known == tag => (*direction, false),
+            Some(known) if *known & !2 == tag => {
+                (if *known & 2 == 0 { Direction::Outgoing } else { Direction::Incoming }, false)
+            }
             Some(slot) => {
-                *slot = (tag, inferred);
+                *slot = tag | if inferred == Direction::Incoming { 2 } else { 0 };
                 (inferred, true)
             }
             None => (inferred, true),

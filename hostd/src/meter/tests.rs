@@ -2,7 +2,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proptest::prelude::*;
-use vestigo_model::{Direction, EndReason, Folded, Initiator, Timestamp};
+use vestigo_model::{Direction, EndReason, Folded, Initiator, SciTag, SciTagSource, Timestamp, Tunnel};
 
 use super::*;
 use crate::decode::{Heading, Packet, proto, tcp_flag::*};
@@ -244,6 +244,119 @@ fn a_counter_that_is_full_goes_on_aside() {
     bench.run(&[(1, out(ACK)), (2, out(ACK)), (3, back(ACK))]);
     let record = bench.flush().remove(0);
     assert_eq!((record.from_orig.0, record.from_resp.0), (u64::from(u32::MAX) + 1, 1));
+}
+
+fn frame(bytes: &[u8], heading: Heading) -> Frame<'_> {
+    Frame { bytes, wire_len: bytes.len(), vlan: None, time: at(0), heading }
+}
+
+fn record_of(meter: &mut Meter, proto: u8) -> Metered {
+    let mut records = Vec::new();
+    meter.flush(&mut records);
+    records.into_iter().find(|record| record.proto == proto).unwrap()
+}
+
+#[test]
+fn an_error_and_the_flow_that_it_speaks_of_know_each_other() {
+    use etherparse::{Icmpv4Type, PacketBuilder, icmpv4::DestUnreachableHeader};
+    let mut quoted = Vec::new();
+    PacketBuilder::ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64).udp(21_000, 9).write(&mut quoted, b"?").unwrap();
+    let call = [&[2; 12][..], &[8, 0], &quoted].concat();
+    let error = |to: [u8; 4]| {
+        let mut error = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 0, 2, 7], to, 64)
+            .icmpv4(Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port))
+            .write(&mut error, &quoted)
+            .unwrap();
+        error
+    };
+    for (to, believed) in [([10, 0, 0, 5], true), ([10, 0, 0, 6], false)] {
+        for answered in [proto::UDP, proto::ICMP] {
+            let mut meter = Meter::new(patient(), None);
+            meter.frame(&frame(&call, Heading::FromVm));
+            meter.frame(&frame(&error(to), Heading::ToVm));
+            let notes = record_of(&mut meter, answered).notes;
+            if answered == proto::UDP {
+                assert_eq!(notes.icmp_error, believed.then_some(0x0303));
+            } else {
+                assert_eq!(
+                    notes.speaks_of.map(|tuple| (tuple.src_port, tuple.dst_port)),
+                    believed.then_some((21_000, 9))
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_label_of_the_vms_own_is_a_claim() {
+    let mut bytes = Vec::new();
+    etherparse::PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6([1; 16], [2; 16], 64)
+        .udp(1, 2)
+        .write(&mut bytes, b"")
+        .unwrap();
+    let label = crate::decode::flow_label(3, 14);
+    bytes[14..18].copy_from_slice(&(6 << 28 | label).to_be_bytes());
+    let claim = SciTag { experiment: 3, activity: 14, by: SciTagSource::FlowLabel };
+    for (scitags, heading, expected) in
+        [(true, Heading::FromVm, Some(claim)), (true, Heading::ToVm, None), (false, Heading::FromVm, None)]
+    {
+        let mut meter = Meter::new(MeterOptions { scitags, ..patient() }, None);
+        meter.frame(&frame(&bytes, heading));
+        assert_eq!(record_of(&mut meter, proto::UDP).notes.scitag, expected);
+    }
+}
+
+#[test]
+fn a_tunnel_and_what_it_carries_are_two_flows_on_request() {
+    let mut inner = Vec::new();
+    let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+    builder.ipv4([172, 16, 0, 1], [172, 16, 0, 2], 64).tcp(5, 6, 1, 1).write(&mut inner, b"").unwrap();
+    let mut outer = Vec::new();
+    let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+    let payload = [&[8, 0, 0, 0, 0, 0, 42, 0][..], &inner].concat();
+    builder.ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64).udp(40_000, 4789).write(&mut outer, &payload).unwrap();
+    for (tunnels, flows) in [(false, 1), (true, 2)] {
+        let mut meter = Meter::new(MeterOptions { tunnels, ..patient() }, None);
+        meter.frame(&frame(&outer, Heading::FromVm));
+        assert_eq!(meter.take_counts().frames, 1);
+        assert_eq!(meter.len(), flows);
+        if tunnels {
+            assert_eq!(record_of(&mut meter, proto::TCP).notes.tunnel, Some(Tunnel::Vxlan(42)));
+        }
+    }
+}
+
+/// Remembers what it was shown.
+#[derive(Debug, Default)]
+struct Seen(Vec<Control>);
+
+impl Witness for Seen {
+    fn control(&mut self, _: &Frame<'_>, control: Control) {
+        self.0.push(control);
+    }
+}
+
+#[test]
+fn the_witness_sees_control_frames_and_nothing_else() {
+    let mut meter = Meter::with_witness(patient(), None, Seen::default());
+    let udp = |dst| {
+        let mut bytes = Vec::new();
+        let builder = etherparse::PacketBuilder::ethernet2([2; 6], [4; 6]);
+        builder.ipv4([10, 0, 0, 5], [192, 0, 2, 7], 64).udp(1, dst).write(&mut bytes, b"x").unwrap();
+        bytes
+    };
+    let mut arp = [0; 42];
+    (arp[12], arp[13]) = (8, 6);
+    for bytes in [&udp(53)[..], &arp, &udp(67), &udp(10_514)] {
+        meter.frame(&frame(bytes, Heading::FromVm));
+    }
+    let [Control::Arp, Control::Dhcp(dhcp), Control::Firefly(firefly)] = meter.witness().0[..] else {
+        panic!("{:?}", meter.witness())
+    };
+    assert_eq!((dhcp.dst_port, firefly.payload_of(&udp(10_514))), (67, &b"x"[..]));
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -11,8 +11,8 @@ use vestigo_model::Timestamp;
 
 use crate::decode::{self, Packet, Undecodable};
 
-/// Bytes read at once.
-const READ: usize = 256 << 10;
+/// Bytes read at once, at first and when it turns out that there are many.
+const READ: [usize; 2] = [4 << 10, 256 << 10];
 /// A block that claims to be longer is none. Snap lengths go up to 256 KiB, comments and secrets can be somewhat longer.
 const MAX_BLOCK: usize = 16 << 20;
 /// First bytes of a pcapng file, in either order.
@@ -38,7 +38,7 @@ pub enum CaptureFileError {
         /// Where.
         at: u64,
         /// In a few words.
-        what: String,
+        what: &'static str,
     },
     /// The file system's.
     #[error("cannot read on from byte {at}: {source}; what came before was metered")]
@@ -143,8 +143,15 @@ impl<R: Read> CaptureFile<R> {
     /// [`CaptureFileError`].
     pub fn open(input: R) -> Result<Self, CaptureFileError> {
         let format = Format::PcapNg { big_endian: false, interfaces: Vec::new() };
-        let mut file =
-            Self { input, buffer: vec![0; READ], start: 0, end: 0, offset: 0, time: Timestamp::from_nanos(0), format };
+        let mut file = Self {
+            input,
+            buffer: vec![0; READ[0]],
+            start: 0,
+            end: 0,
+            offset: 0,
+            time: Timestamp::from_nanos(0),
+            format,
+        };
         file.ensure(24)?;
         if file.rest().starts_with(&SECTION) {
             return Ok(file);
@@ -202,7 +209,7 @@ impl<R: Read> CaptureFile<R> {
         self.offset += length as u64;
     }
 
-    fn corrupt(&self, what: String) -> CaptureFileError {
+    fn corrupt(&self, what: &'static str) -> CaptureFileError {
         CaptureFileError::Corrupt { at: self.offset, what }
     }
 
@@ -212,14 +219,14 @@ impl<R: Read> CaptureFile<R> {
                 interfaces.push(interface);
                 Ok(())
             }
-            _ => Err(self.corrupt("too many interfaces".into())),
+            _ => Err(self.corrupt("too many interfaces")),
         }
     }
 
     /// What stands at `start` is not whole: reads on.
     fn more(&mut self) -> Result<(), CaptureFileError> {
         if self.end - self.start >= MAX_BLOCK {
-            return Err(self.corrupt("a block of more than 16 MiB".into()));
+            return Err(self.corrupt("a block of more than 16 MiB"));
         }
         if self.fill()? { Ok(()) } else { Err(CaptureFileError::Truncated { at: self.offset }) }
     }
@@ -240,6 +247,8 @@ impl<R: Read> CaptureFile<R> {
         (self.start, self.end) = (0, self.end - self.start);
         if self.end == self.buffer.len() {
             self.buffer.resize(self.buffer.len() * 2, 0);
+        } else if self.offset > READ[0] as u64 && self.buffer.len() < READ[1] {
+            self.buffer.resize(READ[1], 0);
         }
         let at = self.offset + self.end as u64;
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
@@ -253,7 +262,7 @@ impl<R: Read> CaptureFile<R> {
         Ok(got > 0)
     }
 
-    fn step(&self) -> Result<Step, nom::Err<String>> {
+    fn step(&self) -> Result<Step, nom::Err<&'static str>> {
         match &self.format {
             Format::Pcap { header, nanos } => pcap_step(self.rest(), header, *nanos),
             Format::PcapNg { big_endian, interfaces } => pcapng_step(self.rest(), *big_endian, interfaces),
@@ -261,9 +270,9 @@ impl<R: Read> CaptureFile<R> {
     }
 }
 
-fn pcap_step(bytes: &[u8], header: &PcapHeader, nanos: bool) -> Result<Step, nom::Err<String>> {
+fn pcap_step(bytes: &[u8], header: &PcapHeader, nanos: bool) -> Result<Step, nom::Err<&'static str>> {
     let (parsed, at) = match (header.is_modified_format(), header.is_bigendian()) {
-        (true, true) => return Err(nom::Err::Failure("a modified pcap header in big-endian order".into())),
+        (true, true) => return Err(nom::Err::Failure("a modified pcap header in big-endian order")),
         (true, false) => (parse_pcap_frame_modified(bytes), 24),
         (false, true) => (parse_pcap_frame_be(bytes), 16),
         (false, false) => (parse_pcap_frame(bytes), 16),
@@ -281,12 +290,13 @@ fn pcap_step(bytes: &[u8], header: &PcapHeader, nanos: bool) -> Result<Step, nom
     Ok(Step::Packet(place, bytes.len() - rest.len()))
 }
 
-fn pcapng_step(bytes: &[u8], big_endian: bool, interfaces: &[Interface]) -> Result<Step, nom::Err<String>> {
+fn pcapng_step(bytes: &[u8], big_endian: bool, interfaces: &[Interface]) -> Result<Step, nom::Err<&'static str>> {
     const ENHANCED_HEADER: usize = 28;
     const SIMPLE_HEADER: usize = 12;
+    check_length(bytes, big_endian)?;
     let (rest, block) = if big_endian { parse_block_be(bytes) } else { parse_block_le(bytes) }.map_err(in_words)?;
     let length = bytes.len() - rest.len();
-    let unknown = || nom::Err::Failure("a packet of an interface that was not described".to_owned());
+    let unknown = || nom::Err::Failure("a packet of an interface that was not described");
     Ok(match block {
         Block::SectionHeader(section) => Step::Section { big_endian: section.big_endian(), length },
         Block::InterfaceDescription(description) => Step::Interface(interface(&description), length),
@@ -318,6 +328,14 @@ fn pcapng_step(bytes: &[u8], big_endian: bool, interfaces: &[Interface]) -> Resu
     })
 }
 
+/// pcap-parser (0.17) takes 12 from the length before it looks whether it is as much. A section's header has its own order, and its own check there.
+fn check_length(bytes: &[u8], big_endian: bool) -> Result<(), nom::Err<&'static str>> {
+    let Some(four) = bytes.get(4..).and_then(|rest| rest.first_chunk()) else { return Ok(()) };
+    let length = if big_endian { u32::from_be_bytes(*four) } else { u32::from_le_bytes(*four) };
+    let possible = bytes.starts_with(&SECTION) || (12..=MAX_BLOCK).contains(&(length as usize));
+    if possible { Ok(()) } else { Err(nom::Err::Failure("its length cannot be")) }
+}
+
 fn interface(description: &InterfaceDescriptionBlock<'_>) -> Interface {
     Interface {
         link_type: description.linktype.0.cast_unsigned(),
@@ -338,6 +356,59 @@ impl Interface {
     }
 }
 
-fn in_words(error: nom::Err<PcapError<&[u8]>>) -> nom::Err<String> {
-    error.map(|error| error.to_string())
+/// The parser's own words repeat the bytes.
+fn in_words(error: nom::Err<PcapError<&[u8]>>) -> nom::Err<&'static str> {
+    error.map(|_| "its lengths or its kind cannot be")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 12).unwrap().to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, body, &length].concat()
+    }
+
+    fn section() -> Vec<u8> {
+        block(0x0a0d_0d0a, &[&0x1a2b_3c4du32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat())
+    }
+
+    fn read(bytes: &[u8]) -> (usize, Option<String>) {
+        let mut file = CaptureFile::open(bytes).unwrap();
+        let mut packets = 0;
+        loop {
+            match file.next() {
+                Ok(Some(_)) => packets += 1,
+                Ok(None) => return (packets, None),
+                Err(error) => return (packets, Some(error.to_string())),
+            }
+        }
+    }
+
+    /// Found by the fuzzer: the parser subtracted 12 from the length.
+    #[test]
+    fn a_block_shorter_than_its_own_frame_is_refused() {
+        let bytes = [section(), [12u32, 8, 8, 0].map(u32::to_le_bytes).concat()].concat();
+        let (packets, said) = read(&bytes);
+        assert_eq!(packets, 0);
+        assert!(said.unwrap().starts_with("byte 28 is not the beginning of a packet or block (its length cannot be)"));
+    }
+
+    #[test]
+    fn a_packet_of_no_interface_and_one_without_a_time() {
+        let simple = block(3, &[&14u32.to_le_bytes()[..], &[0; 16]].concat());
+        assert!(read(&[section(), simple.clone()].concat()).1.unwrap().contains("was not described"));
+        let interface = block(1, &[1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(read(&[section(), interface, simple].concat()), (1, None));
+    }
+
+    #[test]
+    fn times_have_the_resolution_of_their_interface() {
+        let time =
+            |resolution, ticks| Interface { link_type: 1, resolution, offset: 0, snap: 0 }.time(ticks).as_nanos();
+        assert_eq!([time(1_000_000, 5), time(1_000_000_000, 5), time(1 << 10, 512)], [5_000, 5, 500_000_000]);
+        assert_eq!(time(1, u64::MAX), i64::MAX);
+    }
 }

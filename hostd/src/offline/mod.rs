@@ -161,6 +161,3 @@ impl<O: Write, N: Write> Run<O, N> {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;
