@@ -63,7 +63,7 @@ fn round(book: &LeaseBook, observed: &std::sync::Arc<Observed>) -> f64 {
             record: Metered {
                 direction: Direction::Outgoing,
                 orig: ("10.0.0.5".parse().unwrap(), u16::try_from(10_240 + n.wrapping_mul(40_503) % 55_000).unwrap()),
-                resp: (std::net::Ipv4Addr::from(0xc000_0200 | n % 256).into(), 443),
+                resp: (std::net::Ipv4Addr::from(0xc000_0200 | (n % 256)).into(), 443),
                 proto: 6,
                 vlan: None,
                 began: time,

@@ -602,10 +602,10 @@ fn whose_word_an_address_is_stands_in_the_answer() {
         WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
     let (mut writer, _) = Writer::open(root.path(), options).unwrap();
     let mut vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    let mut forged = flow(&vm, 41022, "14:03:22", None);
     vm.taps[0].expected.clear();
     vm.taps[0].learnt =
         vec![Learnt { ip: ip("10.0.0.5"), by: Basis::Dhcp, since: at("14:00:00"), until: Some(at("15:00:00")) }];
-    let mut forged = flow(&vm, 41022, "14:03:22", None);
     (forged.orig_ip, forged.src_expected) = (ip("198.51.100.7"), Expected::No);
     writer.append(&[record(at("14:00:00"), Fact::Instance(vm))], &[forged]).unwrap();
     let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();

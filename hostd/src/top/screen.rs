@@ -48,8 +48,10 @@ impl Screen {
         let screen = Self { before, signals };
         let mut raw = screen.before.clone();
         raw.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
-        raw.control_chars[SpecialCharacterIndices::VMIN as usize] = 0;
-        raw.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
+        // A read gives what is there, and does not wait.
+        for index in [SpecialCharacterIndices::VMIN, SpecialCharacterIndices::VTIME] {
+            raw.control_chars.get_mut(index as usize).into_iter().for_each(|character| *character = 0);
+        }
         termios::tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &raw)?;
         let mut out = io::stdout().lock();
         out.write_all(ENTER.as_bytes())?;

@@ -57,6 +57,9 @@ const LOST: [&str; 2] = ["ring_dropped", "unqueued"];
 /// What of a VM one has to wonder about.
 const DOUBTS: [&str; 4] = ["outside_every_lease", "spoofed", "mismarked", "contradicting_claims"];
 
+/// A column that is shown: its cells and its width.
+type Kept<'a> = (&'a Column, &'a Vec<String>, usize);
+
 /// The page: a summary, the table, and how many VMs found no room.
 #[must_use]
 pub fn render(status: &Status, view: &View) -> String {
@@ -118,9 +121,8 @@ fn rows(vms: &[&VmStatus], view: &View) -> String {
     let width = |(column, cells): (&Column, &Vec<String>)| {
         cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0).max(column.heading.chars().count())
     };
-    let mut kept: Vec<(&Column, &Vec<String>, usize)> =
-        COLUMNS.iter().zip(&cells).map(|both| (both.0, both.1, width(both))).collect();
-    let total = |kept: &[(&Column, &Vec<String>, usize)]| kept.iter().map(|(_, _, width)| width + 1).sum::<usize>();
+    let mut kept: Vec<Kept<'_>> = COLUMNS.iter().zip(&cells).map(|both| (both.0, both.1, width(both))).collect();
+    let total = |kept: &[Kept<'_>]| kept.iter().map(|(_, _, width)| width + 1).sum::<usize>();
     let most = view.width.unwrap_or(usize::MAX);
     while total(&kept) > most {
         let expendable = kept.iter().enumerate().filter(|(_, (column, ..))| column.expendable > 0);
@@ -130,7 +132,7 @@ fn rows(vms: &[&VmStatus], view: &View) -> String {
         };
         kept.remove(index);
     }
-    let line = |cell: &dyn Fn(&(&Column, &Vec<String>, usize)) -> String| {
+    let line = |cell: &dyn Fn(&Kept<'_>) -> String| {
         let cells = kept.iter().map(|column| {
             let text = cell(column);
             let width = column.2;
