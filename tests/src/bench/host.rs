@@ -132,6 +132,7 @@ impl Hostd {
         let (machines, told) = mpsc::channel(16);
         let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {
+            nat: hostd::nat::Nat::off(name.clone()),
             host: name,
             capture: Capture::new(Backend::default(), RingOptions::default()),
             meter: MeterOptions::default(),
