@@ -17,6 +17,9 @@ const IMAGES_KEPT: usize = 4;
 /// A guest that KVM really runs says hello within a second.
 const KVM_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What runs guests fast, where it does.
+pub const KVM: &str = "/dev/kvm";
+
 /// A built guest image with one build of the agent in it.
 #[derive(Clone, Debug)]
 pub struct GuestImage {
@@ -102,8 +105,7 @@ fn sweep(images: &Path) -> Result<()> {
 /// KVM only where a guest has really run on it: some machines offer the device, but guests fail or hang. Asked once for each
 /// boot of the machine.
 fn accelerator(image: &Path, notes: &Path) -> Result<Accelerator> {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let note = notes.join(format!(".kvm-{}", boot.trim()));
+    let note = kvm_note(notes);
     let verdict = match fs::read_to_string(&note) {
         Ok(verdict) => verdict,
         Err(_) => {
@@ -115,8 +117,19 @@ fn accelerator(image: &Path, notes: &Path) -> Result<Accelerator> {
     Ok(if verdict == "kvm" { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
+fn kvm_note(notes: &Path) -> PathBuf {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    notes.join(format!(".kvm-{}", boot.trim()))
+}
+
+/// Whether the device is there and is known to run no guest.
+pub(crate) fn kvm_is_broken() -> bool {
+    let verdict = paths::target("guest").and_then(|notes| Ok(fs::read_to_string(kvm_note(&notes))?));
+    Path::new(KVM).exists() && verdict.is_ok_and(|verdict| verdict == "tcg")
+}
+
 fn kvm_boots(image: &Path) -> Result<bool> {
-    if !Path::new("/dev/kvm").exists() {
+    if !Path::new(KVM).exists() {
         return Ok(false);
     }
     let mut qemu = Command::new("qemu-system-x86_64")

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::inside::init::{PRIVATE, PRIVATE_FILES};
-use crate::{bins, paths, process};
+use crate::inside::init::{NO_KVM, PRIVATE, PRIVATE_FILES};
+use crate::{bins, guest, paths, process};
 
 /// libvirtd's own settings: local socket, no passwords; its log is kept in the site's folder.
 const LIBVIRTD_CONF: &str = r#"auth_unix_ro = "none"
@@ -241,6 +241,10 @@ fn lay_out(name: &str, dir: &Path) -> Result<()> {
         let text = if *path == "/etc/hosts" { hosts(name) } else { with_qemu_account(path)? };
         fs::write(dir.join(own), text)?;
     }
+    if guest::kvm_is_broken() {
+        fs::write(dir.join(NO_KVM), "")?;
+        fs::set_permissions(dir.join(NO_KVM), fs::Permissions::from_mode(0o000))?;
+    }
     fs::create_dir_all(dir.join("run/lock"))?;
     fs::create_dir_all(dir.join("etc-libvirt/hooks"))?;
     fs::write(dir.join("etc-libvirt/libvirtd.conf"), LIBVIRTD_CONF)?;
@@ -248,8 +252,7 @@ fn lay_out(name: &str, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// libvirt asks for the full name of its host at each start of a domain. Without an answer here it waits for a name server that the site
-/// cannot reach.
+/// libvirt asks for the full name of its host; no name server can be reached from a site.
 fn hosts(name: &str) -> String {
     format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n")
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use hostd::{
     bans::BanSet,
     capture::{Backend, Capture, budget::RingOptions},
-    domain::Inspection,
+    domain::{Inspection, VoMap},
     machines::MachineEvent,
     meter::MeterOptions,
     nat::Nat,
@@ -139,10 +139,16 @@ impl Hostd {
             coverage: Duration::from_secs(60),
             agent_silent: Duration::from_secs(30),
             bans: banned,
-            nat: hostd::nat::Nat::off(name),
+            vos: watch::channel(VoMap::default()).1,
+            nat: Nat::off(name),
         };
         // No taps: nobody asks for news of the VM, and there are none of interfaces.
-        let feeds = Feeds { machines: told, recheck: mpsc::channel(1).0, interfaces: mpsc::channel(1).1 };
+        let feeds = Feeds {
+            machines: told,
+            recheck: mpsc::channel(1).0,
+            interfaces: mpsc::channel(1).1,
+            asks: mpsc::channel(1).1,
+        };
         let (service, inputs) = Service::new(options, recorder, recovered, feeds);
         let (stop, stopped) = oneshot::channel();
         let runtime = Runtime::new()?;

@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sethostname};
 
+use crate::guest::KVM;
 use crate::process::output;
 
 /// Folders of the machine that a site replaces by its own, and their names below the site's folder.
@@ -25,6 +26,10 @@ pub const PRIVATE: &[(&str, &str)] = &[
 /// Files that a site replaces by its own.
 pub const PRIVATE_FILES: &[(&str, &str)] =
     &[("/etc/passwd", "etc-passwd"), ("/etc/group", "etc-group"), ("/etc/hosts", "etc-hosts")];
+
+/// A file of the site's folder that takes the place of `/dev/kvm` where that is there, but runs no guest: nobody may open it. libvirt asks
+/// QEMU for its abilities anew at each start of a domain, ten seconds long, as long as the device looks usable and QEMU cannot use it.
+pub const NO_KVM: &str = "no-kvm";
 
 /// Prepares the namespaces, says `ready`, then reaps orphans until standard input ends.
 pub fn run(name: &str, dir: &Path) -> Result<()> {
@@ -41,6 +46,10 @@ pub fn run(name: &str, dir: &Path) -> Result<()> {
     }
     for (path, own) in PRIVATE_FILES {
         bind(&dir.join(own), Path::new(path))?;
+    }
+    let no_kvm = dir.join(NO_KVM);
+    if no_kvm.exists() {
+        bind(&no_kvm, Path::new(KVM))?;
     }
     output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     println!("ready");
