@@ -72,7 +72,7 @@ fn a_call_out(stack: &Stack<'_>, vm: &Vm<'_>, peer: &Peer<'_>) -> Result<()> {
     })?;
     let time = truth::rfc3339(call.time_ns)?;
     // Without the port it is among the candidates.
-    ensure!(candidates(stack, &["--time", &time])?.contains(&truth[0]));
+    ensure!(candidates(stack, &["--time", &time])?.contains(truth.first().context("nobody was called")?));
     // The next port is nobody's.
     let next = call.port.checked_add(1).unwrap_or(1024).to_string();
     ensure!(candidates(stack, &["--time", &time, "--port", &next])?.is_empty());

@@ -10,7 +10,6 @@ use super::{Ends, Frame, Inner, PcapWriter, icmp, icmp6, ipv4, ipv6, tcp, udp};
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 const PUSH: u8 = 8;
-const FIN: u8 = 1;
 const START: u64 = 1_790_000_000_000_000; // µs
 
 /// What is wanted.
@@ -52,7 +51,7 @@ pub fn write_mix(out: impl Write, mix: Mix) -> io::Result<()> {
 /// The `count`th packet of a conversation. Only the headers are made; the length is that of the whole.
 fn packet(which: u64, count: u32, dice: u64) -> (Frame, usize) {
     let v6 = which % 10 == 3;
-    let from_orig = count % 2 == 0;
+    let from_orig = count.is_multiple_of(2);
     let size = match dice % 10 {
         0..4 => 0,
         4..6 => 200,

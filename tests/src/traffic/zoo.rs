@@ -99,7 +99,7 @@ impl Zoo {
         for (at, chain) in (0u16..).zip(chains) {
             let ends = v6(30 + at, 40);
             self.add(&ipv6(ends, &udp(41_000 + at, 4433, &[2; 100]), &chain, 0));
-            self.add(&ipv6(ends.back(), &udp(4433, 41_000 + at, &[2; 200]), &[destination.clone()], 0));
+            self.add(&ipv6(ends.back(), &udp(4433, 41_000 + at, &[2; 200]), std::slice::from_ref(&destination), 0));
         }
         // Options of IPv4: router alert and its padding.
         self.add(&ipv4(v4(31, 41), &udp(41_010, 4434, &[2; 64]), &[0x94, 4, 0, 0], WHOLE));
