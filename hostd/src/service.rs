@@ -276,8 +276,8 @@ impl Service {
     async fn up(&mut self, inspection: Inspection, began: Option<Timestamp>) {
         let domain = inspection.instance.domain;
         let mut seen = inspection.instance;
-        let known_start = self.vms.get(&domain).map(|vm| vm.instance.start);
-        if began.is_some_and(|began| known_start.is_some_and(|known| known < began)) {
+        let anew = |began: Timestamp| self.vms.get(&domain).is_some_and(|vm| !vm.is_start_of(inspection.run, began));
+        if began.is_some_and(anew) {
             // Its end was not told (events were dropped): the old interval ended some time before this start. A VM first
             // seen *after* it began is the same run: libvirt tells of its devices before it tells of its start.
             self.down(domain, StopReason::Unobserved, seen.start).await;
@@ -307,6 +307,9 @@ impl Service {
                 false
             }
         };
+        if let Some(vm) = self.vms.get_mut(&domain) {
+            vm.run = inspection.run;
+        }
         self.watch_taps(domain, since).await;
         let Some(vm) = self.vms.get(&domain) else { return };
         let instance = vm.instance.clone();

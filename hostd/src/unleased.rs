@@ -11,7 +11,10 @@ const IGMP: u8 = 2;
 /// Why nobody should expect a lease here; `None` for a flow that the VM began and that ought to have one.
 #[must_use]
 pub fn harmless(flow: &Flow) -> Option<&'static str> {
-    if flow.direction == Direction::Incoming {
+    if flow.notes.tunnel.is_some() {
+        // The tunnel's own flow has a lease, or should have one.
+        Some("inside-a-tunnel")
+    } else if flow.direction == Direction::Incoming {
         // Others called. What the VM serves is its own affair.
         Some(if flow.sent_by_vm() > 0 { "vm-service" } else { "unanswered" })
     } else if flow.notes.folded.is_some() && flow.local().1 == 0 {

@@ -55,10 +55,15 @@ impl Default for Limits {
     }
 }
 
+/// From when a domain is there to be looked at until libvirt says that it has started, at most.
+const LONGEST_START: Duration = Duration::from_secs(60);
+
 /// A VM.
 pub struct Vm {
     /// Its record, as last written.
     pub instance: Instance,
+    /// libvirt's number of this run of it.
+    pub run: Option<u32>,
     /// Its agent's channel.
     pub channel: Option<(PathBuf, LinkHandle)>,
     /// The guest's boot, once its agent has said so.
@@ -86,6 +91,7 @@ impl Vm {
     pub fn new(instance: Instance, now: Timestamp) -> Self {
         Self {
             instance,
+            run: None,
             channel: None,
             boot: None,
             limits: Limits::default(),
@@ -98,6 +104,14 @@ impl Vm {
             channel_fault: None,
             covered_to: now,
         }
+    }
+
+    /// Whether a start at this time, of which libvirt tells now, is that of the run that is held: it was met by a look before libvirt
+    /// told of it. The numbers begin again when libvirtd does, so the same number long after is another run.
+    #[must_use]
+    pub fn is_start_of(&self, run: Option<u32>, began: Timestamp) -> bool {
+        let same = run.is_some() && run == self.run && began.since(self.instance.start) < LONGEST_START;
+        same || began <= self.instance.start
     }
 
     /// Whether the record has to be written again, with the times of the one that is held.

@@ -71,7 +71,11 @@ fn rare() -> TempDir {
     (error.proto, error.orig_port, error.resp_port) = (1, 443, 0x0303);
     let (src_ip, dst_ip) = (ip("10.0.0.5"), ip("192.0.2.9"));
     error.notes.speaks_of = Some(Tuple { src_ip, src_port: 50_001, dst_ip, dst_port: 443, proto: 17 });
-    writer.append(&facts, &[call, there, flood, inner, refused, error]).unwrap();
+    let mut everywhere = flow(&cms, 0, "14:03:22", None);
+    (everywhere.orig_ip, everywhere.resp_ip, everywhere.resp_port, everywhere.proto) =
+        (ip("0.0.0.0"), ip("0.0.0.0"), 0, 255);
+    everywhere.notes.folded = Some(Folded { flows: 70_000, last_port: 0 });
+    writer.append(&facts, &[call, there, flood, inner, refused, error, everywhere]).unwrap();
     writer.seal(at("14:05:00")).unwrap();
     root
 }
@@ -166,7 +170,14 @@ fn what_few_flows_have_is_said_in_words() {
         println!("{shown}");
         shown
     };
-    let cases: [(&str, &[&str]); 5] = [
+    let cases: [(&str, &[&str]); 6] = [
+        (
+            "--ip 198.51.100.200",
+            &[
+                "Nothing found",
+                "Perhaps instance vm-2 on hv1 (VO cms): it sent with more addresses than the host keeps apart; up to 70000 conversations",
+            ],
+        ),
         (
             "--ip 10.0.0.5 --port 41022",
             &[

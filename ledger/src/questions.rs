@@ -4,6 +4,7 @@
 
 pub mod coverage;
 pub mod elsewhere;
+pub mod flooded;
 mod icmp;
 pub mod ips;
 pub mod lease;
@@ -12,6 +13,7 @@ pub mod parts;
 pub mod pilots;
 mod reasons;
 pub mod scitags;
+pub mod sums;
 pub mod who;
 
 use std::time::Duration;
@@ -34,6 +36,8 @@ pub struct View {
     pub flows: Vec<Flow>,
     /// Flows with another name of a VM that the question found, behind or before the hypervisor's NAT.
     pub beside: Vec<Flow>,
+    /// Records of VMs that flooded from more addresses than the host keeps apart: any address may be in them.
+    pub floods: Vec<Flow>,
     /// Facts that touch the window or one of the flows.
     pub facts: Facts,
     /// What the ledger speaks of altogether.
@@ -60,7 +64,7 @@ impl Ledger {
             to: hull.to.max(flow.last + TOLERANCE),
         });
         let facts = self.facts(hull)?;
-        Ok(View { flows, beside, facts, extent: self.extent(), translations })
+        Ok(View { flows, beside, floods: Vec::new(), facts, extent: self.extent(), translations })
     }
 
     /// Who used an address at a time.
@@ -84,7 +88,12 @@ impl Ledger {
             let known = |flow: &Flow| asked.iter().any(|earlier| earlier.matches(flow));
             beside.extend(self.flows(&filter(name))?.into_iter().filter(|flow| !known(flow)));
         }
-        Ok(who::answer(question, &self.view(question.range, flows, beside, translations)?))
+        let mut floods: Vec<Flow> = Vec::new();
+        for any in flooded::ANY {
+            floods.extend(self.flows(&filter(any))?.into_iter().filter(flooded::is_of_any_address));
+        }
+        let view = self.view(question.range, flows, beside, translations)?;
+        Ok(who::answer(question, &View { floods, ..view }))
     }
 
     /// Which addresses a VO (or one of its pilots) used.

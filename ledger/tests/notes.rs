@@ -94,6 +94,21 @@ fn nobody_is_the_peer_of_folded_conversations() {
     assert!(answer.candidates.is_empty() && answer.seen_as_peer.is_empty());
 }
 
+/// A VM that sends from more addresses than the host keeps apart: any address may be in its sum, and every answer says so.
+#[test]
+fn a_flood_from_everywhere_is_told_whatever_address_is_asked_for() {
+    let mut flood = folded(0, 0, 70_000);
+    (flood.orig_ip, flood.proto) = (ip("0.0.0.0"), 255);
+    let mut asked = question(Some(53));
+    (asked.ip, asked.proto) = (ip("198.51.100.200"), Some(17));
+    let answer = ask(&vm(), std::slice::from_ref(&flood), &asked);
+    assert!(answer.candidates.is_empty(), "which is not to say that it was");
+    let [one] = answer.flooded.as_slice() else { panic!("{:#?}", answer.flooded) };
+    assert_eq!((one.host_facts.instance.as_str(), one.conversations, one.totals.packets_out), ("vm-1", 70_000, 10));
+    asked.range = TimeRange::around(at("14:04:22"), Duration::from_secs(2));
+    assert!(ask(&vm(), &[flood], &asked).flooded.is_empty(), "at another time");
+}
+
 #[test]
 fn packets_inside_a_tunnel_are_shown_and_in_no_sum() {
     let outer = flow(&vm(), 50_000, "14:03:22", None);

@@ -36,7 +36,8 @@ impl Flow {
     /// What marks this flow.
     ///
     /// A port block marks what *leaves* the VM. A packet to one of its ports says nothing about a payload until the VM has
-    /// answered from that port, and a connection that another machine began never belongs to a payload behind source NAT.
+    /// answered from that port, and a connection that another machine began never belongs to a payload behind source NAT. Addresses
+    /// and ports inside a tunnel are of another network, and mark nothing.
     #[must_use]
     pub fn trace(&self) -> Trace {
         let (ip, port) = self.local();
@@ -45,7 +46,9 @@ impl Flow {
             Direction::Outgoing => true,
             Direction::Incoming => self.initiator != Initiator::Seen && self.sent_by_vm() > 0,
         };
+        let outside = self.notes.tunnel.is_none();
         let by_port = match (self.proto, self.direction) {
+            _ if !outside => false,
             (TCP | UDP | SCTP, _) => left_the_vm,
             (ICMP, Direction::Outgoing) => ip.is_ipv4(),
             (ICMPV6, Direction::Outgoing) => ip.is_ipv6(),
@@ -54,7 +57,7 @@ impl Flow {
         let last = self.notes.folded.map_or(port, |folded| folded.last_port.max(port));
         Trace {
             ports: (by_port && port != 0).then_some(PortBlock { first: port, last }),
-            address: if let IpAddr::V6(ip) = ip { Some(ip) } else { None },
+            address: if let IpAddr::V6(ip) = ip { Some(ip).filter(|_| outside) } else { None },
             left_the_vm,
         }
     }
@@ -196,6 +199,19 @@ mod tests {
         assert!(folded(20_480, 21_503) && folded(21_000, 21_000));
         assert!(!folded(20_479, 20_490) && !folded(21_503, 21_504), "a part of it is somebody else's");
         assert!(!folded(20_000, 22_000));
+    }
+
+    #[test]
+    fn nothing_inside_a_tunnel_is_marked() {
+        for (local, lease) in [
+            ("10.0.0.5:20480", Lease::Ports(PortBlock { first: 20_480, last: 21_503 })),
+            ("[2001:db8::7]:1", Lease::Address("2001:db8::7".parse().unwrap())),
+        ] {
+            let mut flow = flow(Direction::Outgoing, Initiator::Seen, TCP, local, 1);
+            assert!(flow.marked_by(&lease));
+            flow.notes.tunnel = Some(Tunnel::Vxlan(7));
+            assert!(!flow.marked_by(&lease), "{local}");
+        }
     }
 
     #[test]

@@ -55,9 +55,14 @@ pub fn signal(child: &Child, signal: Signal) -> Result<()> {
 }
 
 /// The process id, as this process sees it, of the program that a [`crate::site::Site::command`] child runs inside the site
-/// (the child itself is only the door).
+/// (the child itself is only the door). From then on the program dies with the door.
 pub fn inner_pid(child: &Child) -> Result<u32> {
-    wait_for("the program inside the site", Duration::from_secs(5), || Ok(first_child(child.id())))
+    // What the door starts has its own name, then that of the program which ties it to the door, and then only the program's.
+    let is_tied = |pid: &u32| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        !matches!(name.trim(), "" | "testbed" | "setpriv")
+    };
+    wait_for("the program inside the site", Duration::from_secs(20), || Ok(first_child(child.id()).filter(is_tied)))
 }
 
 /// The first child of a process.

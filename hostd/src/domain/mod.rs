@@ -177,6 +177,8 @@ pub struct Inspection {
     pub unpinnable: Vec<(String, String)>,
     /// Whether it runs.
     pub running: bool,
+    /// libvirt's number of this run; numbers begin again when libvirtd does.
+    pub run: Option<u32>,
 }
 
 impl Inspection {
@@ -207,8 +209,8 @@ impl Inspection {
             Some(Channel::Socket(path)) => Some(path),
             Some(Channel::Unusable(_)) | None => None,
         };
-        let (console_log, unpinnable) = (seen.console_log, seen.unpinnable);
-        Ok(Self { instance, xml, agent_socket, console_log, unpinnable, running })
+        let (console_log, unpinnable, run) = (seen.console_log, seen.unpinnable, seen.run);
+        Ok(Self { instance, xml, agent_socket, console_log, unpinnable, running, run })
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Description {
     pub uuid: DomainUuid,
     /// libvirt's name.
     pub name: Label,
+    /// libvirt's number of this run of it, while it runs.
+    pub run: Option<u32>,
     /// What the cloud manager says about it.
     pub metadata: Metadata,
     /// Its interfaces.
@@ -76,6 +78,7 @@ pub fn describe(xml: &str) -> Result<Description, XmlError> {
     Ok(Description {
         uuid,
         name,
+        run: root.attribute("id").and_then(|id| id.parse().ok()),
         metadata,
         taps,
         disks,

@@ -6,6 +6,7 @@ use anyhow::Result;
 use vestigo_ledger::{
     Ledger,
     questions::{
+        flooded::Flooded,
         parts::{GuestClaims, MatchedOn},
         who::{Candidate, WhoAnswer, WhoQuestion},
     },
@@ -82,8 +83,21 @@ fn text(question: &WhoQuestion, answer: &WhoAnswer, style: Style) -> String {
             facts.host
         );
     }
+    for one in answer.flooded.iter().take(SHOWN) {
+        let _ = writeln!(text, "{}\n", flooded(one));
+    }
     text.push_str(&coverage::block(&answer.coverage, style));
     text
+}
+
+/// A VM of which no address is known to be its own any more.
+fn flooded(one: &Flooded) -> String {
+    let (vm, conversations) = (safe(&parts::vm(&one.host_facts)), one.conversations);
+    let (first, last) = (one.first, one.last);
+    format!(
+        "Perhaps {vm}: it sent with more addresses than the host keeps apart; up to {conversations} conversations between {first} and \
+         {last} are in one sum, and the address asked for may be among theirs."
+    )
 }
 
 /// What a filter leaves out is not absent: the sentence must not deny more than was asked.

@@ -21,11 +21,13 @@ use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
     elsewhere::{AlsoSeen, Elsewhere},
+    flooded::{self, Flooded},
     icmp, lease,
     nat::{self, Hidden, TranslationSeen},
     parts::{Endpoint, FlowSeen, GuestClaims, HostFacts, Link, MatchedOn, Totals, conflict_note, vo_contradiction},
     reasons::Reasons,
     scitags::{self, SciTagClaim},
+    sums::{FoldedSum, Sums},
 };
 use crate::segment::scan::same;
 
@@ -47,16 +49,6 @@ pub struct WhoQuestion {
     pub proto: Option<u8>,
     /// The VM's cloud id, where the address is used by several tenants.
     pub instance: Option<InstanceId>,
-}
-
-/// Conversations that were folded because their VM had more of them at once than the host keeps apart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FoldedSum {
-    /// How many, at most.
-    pub conversations: u64,
-    /// What the records that stand for them count; their peers were not kept.
-    #[serde(flatten)]
-    pub totals: Totals,
 }
 
 /// One that may have done it.
@@ -129,6 +121,9 @@ pub struct WhoAnswer {
     pub candidates: Vec<Candidate>,
     /// VMs that were given the address at that time but have no matching flow, when there are candidates that have one.
     pub also_given: Vec<HostFacts>,
+    /// VMs that flooded from more addresses than the host keeps apart: the one asked for may be among them.
+    #[serde(default)]
+    pub flooded: Vec<Flooded>,
     /// Without any candidate: VMs whose *peer* had the address.
     pub seen_as_peer: Vec<PeerSighting>,
     /// Translations that the host told apart from flow records, and whose public side was asked for. At most a hundred.
@@ -183,6 +178,7 @@ pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
     WhoAnswer {
         candidates,
         also_given,
+        flooded: flooded::of(view, question.range, |flow| of_instance(question, flow)),
         seen_as_peer,
         translations: hidden.iter().take(SHOWN).map(Hidden::seen).collect(),
         translations_total: hidden.len(),
@@ -229,7 +225,11 @@ pub(super) fn other_names(question: &WhoQuestion, flows: &[Flow]) -> BTreeSet<Ip
 fn about(question: &WhoQuestion, flow: &Flow) -> bool {
     question.range.touches(flow.first, Some(flow.last))
         && question.proto.is_none_or(|proto| proto == flow.proto)
-        && question.instance.as_ref().is_none_or(|instance| *instance == flow.instance)
+        && of_instance(question, flow)
+}
+
+fn of_instance(question: &WhoQuestion, flow: &Flow) -> bool {
+    question.instance.as_ref().is_none_or(|instance| *instance == flow.instance)
 }
 
 fn groups<'a>(question: &WhoQuestion, view: &'a View, hidden: &[Hidden<'_>]) -> BTreeMap<Key, Group<'a>> {
@@ -298,7 +298,7 @@ fn candidate(question: &WhoQuestion, group: &Group<'_>, view: &View, elsewhere: 
     }
 }
 
-fn facts_of(instance: Option<&Instance>, flow: &Flow) -> HostFacts {
+pub(super) fn facts_of(instance: Option<&Instance>, flow: &Flow) -> HostFacts {
     instance.map_or_else(|| HostFacts::of_flow(flow), HostFacts::of_instance)
 }
 
@@ -306,59 +306,6 @@ fn hull(flows: &[(&Flow, MatchedOn)]) -> Option<TimeRange> {
     let from = flows.iter().map(|(flow, _)| flow.first).min()?;
     let to = flows.iter().map(|(flow, _)| flow.last).max()?;
     TimeRange::new(from, to)
-}
-
-/// What a candidate's records count, each packet once.
-#[derive(Default)]
-struct Sums {
-    totals: Totals,
-    folded: FoldedSum,
-    inside_tunnels: u64,
-}
-
-impl Sums {
-    fn of(flows: &[(&Flow, MatchedOn)]) -> Self {
-        let mut sums = Self::default();
-        for (flow, _) in flows {
-            match (flow.notes.tunnel, flow.notes.folded) {
-                (Some(_), _) => sums.inside_tunnels += 1,
-                (None, Some(folded)) => {
-                    sums.folded.conversations = sums.folded.conversations.saturating_add(folded.flows);
-                    sums.folded.totals.add(flow);
-                }
-                (None, None) => sums.totals.add(flow),
-            }
-        }
-        sums
-    }
-
-    fn notes(&self, question: &WhoQuestion) -> Vec<String> {
-        let mut notes = Vec::new();
-        let FoldedSum { conversations, totals } = self.folded;
-        if totals.flows > 0 {
-            let one = match (question.peer, question.port) {
-                (Some((ip, _)), _) => format!("; one with {ip} may or may not be among them"),
-                (None, Some(port)) => format!("; one from port {port} may or may not be among them"),
-                (None, None) => String::new(),
-            };
-            notes.push(format!(
-                "the VM had more conversations at once than the host keeps apart (a scan, a flood): up to {conversations} were folded \
-                 into {}, counted in full, but whom they were with was not kept{one}",
-                records(totals.flows)
-            ));
-        }
-        if self.inside_tunnels > 0 {
-            notes.push(format!(
-                "{} of packets inside a tunnel: shown, but in no sum, for the tunnel's own flow has them",
-                records(self.inside_tunnels)
-            ));
-        }
-        notes
-    }
-}
-
-fn records(count: u64) -> String {
-    if count == 1 { "1 record".to_owned() } else { format!("{count} records") }
 }
 
 /// Payloads that ran then, by what their guest says.

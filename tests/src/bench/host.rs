@@ -175,6 +175,7 @@ fn vm() -> Result<Inspection> {
         console_log: None,
         unpinnable: Vec::new(),
         running: true,
+        run: None,
     })
 }
 

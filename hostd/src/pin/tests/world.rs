@@ -54,7 +54,15 @@ pub fn inspection(domain: DomainUuid, now: Timestamp, disks: &[(&str, &[&Path])]
         end: None,
     };
     let xml = "<domain/>".to_owned();
-    Inspection { instance, xml, agent_socket: None, console_log: None, unpinnable: Vec::new(), running: true }
+    Inspection {
+        instance,
+        xml,
+        agent_socket: None,
+        console_log: None,
+        unpinnable: Vec::new(),
+        running: true,
+        run: None,
+    }
 }
 
 fn open(dir: &Path, folders: &[PathBuf]) -> (PinKeeper, Vec<Outcome>) {

@@ -81,6 +81,26 @@ async fn what_leaves_from_no_lease_is_told_once_and_counted() {
     assert!(told[1].detail["last"].contains("10.0.0.5:61004"), "{told:?}");
 }
 
+/// A look at all domains may meet one before libvirt says that it has started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_told_after_the_look_is_no_second_run() {
+    let root = tempfile::tempdir().unwrap();
+    let host = Host::start(root.path());
+    let looked = SystemClock.now();
+    let told = looked + Duration::from_millis(1);
+    for n in [1, 2, 3] {
+        host.runs_as(n, Some(7), (looked, None), &[]).await;
+    }
+    host.runs_as(1, Some(7), (told, Some(told)), &[]).await;
+    host.runs_as(2, Some(8), (told, Some(told)), &[]).await;
+    let later = looked + Duration::from_secs(600);
+    host.runs_as(3, Some(7), (later, Some(later)), &[]).await;
+    let facts = host.stop(root.path()).await;
+    let runs = |n| facts.instances.iter().filter(|instance| instance.domain == vm(n)).count();
+    assert_eq!((runs(1), runs(2)), (1, 2), "the number tells");
+    assert_eq!(runs(3), 2, "libvirtd began again, and its numbers with it");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_vms_own_leases_outlive_hostd_and_not_the_boot() {
     let root = tempfile::tempdir().unwrap();

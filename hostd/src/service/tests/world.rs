@@ -155,6 +155,17 @@ impl Host {
 
     /// libvirt says that the VM runs, with these taps.
     pub async fn runs(&self, n: u128, start: Timestamp, began: Option<Timestamp>, taps: &[&str]) {
+        self.runs_as(n, None, (start, began), taps).await;
+    }
+
+    /// The same, with libvirt's number of the run.
+    pub async fn runs_as(
+        &self,
+        n: u128,
+        run: Option<u32>,
+        (start, began): (Timestamp, Option<Timestamp>),
+        taps: &[&str],
+    ) {
         let tap = |name: &&str| {
             let (name, mac) = (TapName::new(*name).unwrap(), Mac([2, 0, 0, 0, 0, 1]));
             Tap { name, mac, expected: vec![], learnt: vec![], network: None, not_capturable: None }
@@ -183,6 +194,7 @@ impl Host {
             console_log: None,
             unpinnable: vec![],
             running: true,
+            run,
         };
         self.machines.send(MachineEvent::Up { inspection: Box::new(inspection), began }).await.unwrap();
     }
