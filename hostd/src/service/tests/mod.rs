@@ -95,6 +95,7 @@ async fn a_start_that_is_told_after_the_look_is_no_second_run() {
     host.runs_as(2, Some(8), (told, Some(told)), &[]).await;
     let later = looked + Duration::from_secs(600);
     host.runs_as(3, Some(7), (later, Some(later)), &[]).await;
+    host.settled().await;
     let facts = host.stop(root.path()).await;
     let runs = |n| facts.instances.iter().filter(|instance| instance.domain == vm(n)).count();
     assert_eq!((runs(1), runs(2)), (1, 2), "the number tells");

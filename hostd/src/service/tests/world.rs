@@ -199,12 +199,15 @@ impl Host {
         self.machines.send(MachineEvent::Up { inspection: Box::new(inspection), began }).await.unwrap();
     }
 
-    /// Waits until the service has taken every flow.
+    /// Waits until the service has taken every flow, and all that libvirt said.
     pub async fn settled(&self) {
         let waits = || self.senders.lock().unwrap().values().any(|sender| sender.room() < sender.capacity());
-        while waits() {
+        let unread = || self.machines.capacity() < self.machines.max_capacity();
+        while waits() || unread() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        // One thing after the other: what was taken last is done when this is answered.
+        self.status().await;
     }
 
     /// The queue of a tap of the VM's.
