@@ -126,6 +126,7 @@ impl Host {
 
     /// The same, with the flows.
     pub async fn stop_with_flows(self, root: &Path) -> (Facts, Vec<Flow>) {
+        self.settled().await;
         drop(self.senders);
         self.stop.send(()).unwrap();
         self.service.await.unwrap();
