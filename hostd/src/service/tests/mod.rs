@@ -237,6 +237,8 @@ async fn bans_reach_the_agent_and_hold_against_it() {
     assert_eq!(agent.say(Claim::BanApplied(applied)).await, None);
     host.bans.send_replace(set(vec![]));
     assert!(agent.bans().await.is_empty(), "lifted");
+    // One link's news come in order: when this is acknowledged, the service knows that the list was sent.
+    assert_eq!(agent.say(own(10, Holder::Pilot, 2048)).await, None);
     let facts = host.stop(root.path()).await;
     let sent = events(&facts, EventKind::BanSent);
     let told: Vec<_> = sent.iter().map(|event| (event.detail.get("added"), event.detail.get("lifted"))).collect();
