@@ -44,7 +44,7 @@ pub mod tcp_flag {
 }
 
 /// Where a frame goes, seen from the VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Heading {
     /// The VM sent it.
     FromVm,

@@ -121,6 +121,12 @@ impl Entry {
         self.state |= mark::REPLACED;
     }
 
+    /// It has closed just now: its last record comes when it has lingered. If it goes on all the same (anybody can send a RST that
+    /// its receiver does not take), it is told of as often as any other.
+    pub(super) const fn wind_up(&mut self, timeouts: &Timeouts) {
+        self.next_record = self.seen.saturating_add(timeouts.active);
+    }
+
     const fn is_silent(&self) -> bool {
         self.packets[0] == 0 && self.packets[1] == 0
     }
@@ -177,10 +183,11 @@ impl Entry {
     /// When to look at it again, on the meter's clock.
     pub(super) fn deadline(&self, timeouts: &Timeouts, pressure: bool) -> i64 {
         let proto = self.key.proto();
-        if self.is_closed() {
-            return self.seen.saturating_add(timeouts.linger);
-        }
-        let idle = if pressure { timeouts.emergency(proto) } else { timeouts.idle(proto) };
+        let idle = match (self.is_closed(), pressure) {
+            (true, _) => timeouts.linger,
+            (false, true) => timeouts.emergency(proto),
+            (false, false) => timeouts.idle(proto),
+        };
         self.seen.saturating_add(idle).min(self.next_record)
     }
 
@@ -188,11 +195,12 @@ impl Entry {
     pub(super) fn due(&self, now: i64, timeouts: &Timeouts, pressure: bool) -> Option<EndReason> {
         let proto = self.key.proto();
         let quiet = now.saturating_sub(self.seen);
-        if self.is_closed() {
-            (quiet >= timeouts.linger).then_some(EndReason::EndOfFlow)
-        } else if quiet >= timeouts.idle(proto) {
+        let closed = self.is_closed();
+        if closed && quiet >= timeouts.linger {
+            Some(EndReason::EndOfFlow)
+        } else if !closed && quiet >= timeouts.idle(proto) {
             Some(EndReason::Idle)
-        } else if pressure && quiet >= timeouts.emergency(proto) {
+        } else if !closed && pressure && quiet >= timeouts.emergency(proto) {
             Some(EndReason::LackOfResources)
         } else {
             (now >= self.next_record).then_some(EndReason::Active)

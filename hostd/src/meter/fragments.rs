@@ -4,15 +4,16 @@ use std::collections::{HashMap, VecDeque};
 
 use vestigo_model::Tunnel;
 
-use crate::decode::{Fragment, Packet};
+use crate::decode::{Fragment, Heading, Packet};
 
 /// Datagrams remembered at once; the oldest go first.
 const MAX_DATAGRAMS: usize = 1024;
 /// How long a datagram may be under way, by the meter's clock (RFC 8200, 4.5: 60 s to reassemble).
 const LIFETIME: i64 = 60_000_000_000;
 
-/// Everything by which two fragments belong together, and what keeps two networks apart.
-type Key = (u128, u128, u8, u32, [Option<u16>; 2], Option<Tunnel>);
+/// Everything by which two fragments belong together, and what keeps two networks apart. That they go the same way too: others can send under the
+/// VM's address, and it under theirs.
+type Key = (Heading, u128, u128, u8, u32, [Option<u16>; 2], Option<Tunnel>);
 
 #[derive(Debug, Clone, Copy)]
 struct First {
@@ -32,9 +33,9 @@ pub struct Fragments {
 
 impl Fragments {
     /// Gives a later fragment the ports of its datagram. One whose first fragment was not seen stays without, and is counted.
-    pub fn resolve(&mut self, packet: &mut Packet, now: i64) {
+    pub fn resolve(&mut self, packet: &mut Packet, heading: Heading, now: i64) {
         let Some(Fragment { id, header, first }) = packet.fragment else { return };
-        let key = (packet.src, packet.dst, header, id, [packet.vlan, packet.inner_vlan], packet.tunnel);
+        let key = (heading, packet.src, packet.dst, header, id, [packet.vlan, packet.inner_vlan], packet.tunnel);
         if first {
             if !packet.headless {
                 let ports = (packet.src_port, packet.dst_port);
@@ -83,19 +84,22 @@ mod tests {
     #[test]
     fn later_fragments_get_the_ports_and_orphans_are_counted() {
         let mut fragments = Fragments::default();
-        fragments.resolve(&mut fragment(1, true), 0);
+        fragments.resolve(&mut fragment(1, true), Heading::FromVm, 0);
         let mut later = fragment(1, false);
-        fragments.resolve(&mut later, 1);
+        fragments.resolve(&mut later, Heading::FromVm, 1);
         assert_eq!((later.src_port, later.dst_port, later.portless()), (21_000, 53, false));
+        let mut under_its_name = fragment(1, false);
+        fragments.resolve(&mut under_its_name, Heading::ToVm, 1);
+        assert!(under_its_name.portless() && fragments.take_orphans() == 1, "others can send under its address");
         let mut late = fragment(1, false);
-        fragments.resolve(&mut late, LIFETIME);
+        fragments.resolve(&mut late, Heading::FromVm, LIFETIME);
         assert!(late.portless());
         let mut orphan = fragment(2, false);
-        fragments.resolve(&mut orphan, 1);
+        fragments.resolve(&mut orphan, Heading::FromVm, 1);
         assert!(orphan.portless());
         assert_eq!((fragments.take_orphans(), fragments.take_orphans()), (2, 0));
         for id in 10..10_000 {
-            fragments.resolve(&mut fragment(id, true), 2);
+            fragments.resolve(&mut fragment(id, true), Heading::FromVm, 2);
         }
         assert_eq!((fragments.firsts.len(), fragments.order.len()), (MAX_DATAGRAMS, MAX_DATAGRAMS));
     }

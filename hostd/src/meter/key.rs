@@ -15,6 +15,8 @@ const VLAN_AT: u32 = 42;
 const INNER_AT: u32 = 55;
 /// 24 bits of a tunnel's network and two of its kind.
 const TUNNEL_AT: u32 = 68;
+/// Whether the low end is the VM's.
+const VM_LOW_AT: u32 = 94;
 
 const HAS_VLAN: u16 = 0x1000;
 const VXLAN: u32 = 1 << 24;
@@ -30,8 +32,9 @@ pub(super) struct Key {
 }
 
 impl Key {
-    /// The key, and whether the packet came from its low end.
-    pub(super) fn of(packet: &Packet) -> (Self, bool) {
+    /// The key, and whether the packet came from its low end. `from_vm` where one end is a VM's: the kernel says which, and a packet under
+    /// the other end's address (forged, or one that the VM routes) is none of the same conversation.
+    pub(super) fn of(packet: &Packet, from_vm: Option<bool>) -> (Self, bool) {
         // Both directions of a ping share the identifier, which is neither end's port: give it to both.
         let dst_port = if packet.icmp.is_some() { packet.src_port } else { packet.dst_port };
         let (src, dst) = ((packet.src, packet.src_port), (packet.dst, dst_port));
@@ -44,7 +47,8 @@ impl Key {
             | u128::from(packet.portless()) << PORTLESS_AT
             | u128::from(vlan_bits(packet.vlan)) << VLAN_AT
             | u128::from(vlan_bits(packet.inner_vlan)) << INNER_AT
-            | u128::from(tunnel_bits(packet.tunnel)) << TUNNEL_AT;
+            | u128::from(tunnel_bits(packet.tunnel)) << TUNNEL_AT
+            | u128::from(from_vm == Some(by_low)) << VM_LOW_AT;
         (Self { low: low.0, high: high.0, rest }, by_low)
     }
 
@@ -88,7 +92,8 @@ impl Key {
     /// The VM's end of it, for what folds conversations: the address, its port, and all that is neither end's port.
     pub(super) fn of_end(&self, low: bool) -> (u128, u16, u128) {
         let ip = if low { self.low } else { self.high };
-        (ip, self.end(low).1, self.rest >> (2 * PORT) << (2 * PORT))
+        let own = self.rest & !(1 << VM_LOW_AT);
+        (ip, self.end(low).1, own >> (2 * PORT) << (2 * PORT))
     }
 
     pub(super) const fn is_v6(&self) -> bool {

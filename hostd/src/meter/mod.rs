@@ -114,6 +114,9 @@ impl Counts {
     }
 }
 
+/// Hardware addresses beside its own that a VM may use before every frame on its tap counts as its own.
+const MAX_MACS: usize = 16;
+
 /// Frames in, records out: decode, fragments and table of one tap; `W` sees the frames by which machines say who they are. Pure.
 #[derive(Debug)]
 pub struct Meter<W = ()> {
@@ -122,6 +125,8 @@ pub struct Meter<W = ()> {
     fragments: Fragments,
     clock: Clock,
     mac: Option<Mac>,
+    /// Others that the VM has sent from: what goes there is for it.
+    more_macs: Vec<Mac>,
     tunnels: bool,
     scitags: bool,
     counts: Counts,
@@ -146,6 +151,7 @@ impl<W: Witness> Meter<W> {
             fragments: Fragments::default(),
             clock: Clock::default(),
             mac,
+            more_macs: Vec::new(),
             tunnels: options.tunnels,
             scitags: options.scitags,
             counts: Counts::default(),
@@ -160,13 +166,10 @@ impl<W: Witness> Meter<W> {
 
     /// Takes an Ethernet frame.
     pub fn frame(&mut self, frame: &Frame<'_>) {
-        if self.is_foreign(frame) {
+        if self.is_flooded(frame) {
             self.counts.foreign += 1;
-            if frame.heading == Heading::ToVm {
-                // Flooded: it reaches the tap, but is neither from the VM nor for it.
-                self.counts.frames += 1;
-                return;
-            }
+            self.counts.frames += 1;
+            return;
         }
         self.decoded(frame, decode::ethernet(frame.bytes, frame.wire_len.max(frame.bytes.len()), frame.vlan));
     }
@@ -206,10 +209,10 @@ impl<W: Witness> Meter<W> {
         let time = frame.time.as_nanos();
         let seen = self.clock.packet(time);
         if packet.fragment.is_some() {
-            self.fragments.resolve(&mut packet, seen);
+            self.fragments.resolve(&mut packet, frame.heading, seen);
         }
         self.counts.headless += u64::from(packet.headless);
-        let sighting = Sighting::new(&packet, frame.heading, time, seen, self.scitags);
+        let sighting = Sighting::new(&packet, frame.heading, self.mac.is_some(), (time, seen), self.scitags);
         self.table.packet(sighting);
         if packet.icmp.is_some() {
             self.link_error(frame, &packet, &sighting);
@@ -221,7 +224,9 @@ impl<W: Witness> Meter<W> {
         if let Some(spoken) = decode::spoken_of(frame.bytes, error)
             && (spoken.src, spoken.v6) == (error.dst, error.v6)
         {
-            self.table.link(&sighting.key, sighting.icmp.unwrap_or(0), &Key::of(&spoken).0, key::tuple(&spoken));
+            // What it speaks of went the other way.
+            let (key, _) = Key::of(&spoken, self.mac.map(|_| frame.heading == Heading::ToVm));
+            self.table.link(&sighting.key, sighting.icmp.unwrap_or(0), &key, key::tuple(&spoken));
         }
     }
 
@@ -263,15 +268,30 @@ impl<W: Witness> Meter<W> {
         self.len() == 0
     }
 
-    /// A frame from the VM under another hardware address, or one to somebody else's: a guest that forges, or a switch that
-    /// floods. Counted; the direction is the kernel's word and not in doubt.
-    fn is_foreign(&self, frame: &Frame<'_>) -> bool {
+    /// Whether it is neither from the VM nor for it: a switch floods what it knows no port for. A guest may use other hardware addresses
+    /// than its own (it forges, or has containers with some of their own); such a frame is counted, and what is sent there from then on is
+    /// the VM's. The direction is the kernel's word and not in doubt.
+    fn is_flooded(&mut self, frame: &Frame<'_>) -> bool {
         let Some((mac, (dst, src))) = self.mac.zip(addresses(frame.bytes)) else { return false };
         let [first, ..] = *dst;
         match frame.heading {
-            Heading::FromVm => *src != mac.0,
-            Heading::ToVm => *dst != mac.0 && first & 1 == 0,
+            Heading::FromVm if *src != mac.0 => {
+                self.counts.foreign += 1;
+                if self.more_macs.len() < MAX_MACS && !self.has_sent_from(src) {
+                    self.more_macs.push(Mac(*src));
+                }
+                false
+            }
+            Heading::FromVm => false,
+            // With so many addresses it may have any: rather too much is metered than nothing of what it hides.
+            Heading::ToVm => {
+                *dst != mac.0 && first & 1 == 0 && self.more_macs.len() < MAX_MACS && !self.has_sent_from(dst)
+            }
         }
+    }
+
+    fn has_sent_from(&self, mac: &[u8; 6]) -> bool {
+        self.more_macs.iter().any(|known| known.0 == *mac)
     }
 }
 

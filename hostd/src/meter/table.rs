@@ -174,9 +174,9 @@ impl Table {
 
     /// Looks at it again when it has lingered.
     fn hurry(&mut self, at: u32, now: i64) {
-        let Some(deadline) = self.slab.get(at).map(|entry| entry.deadline(&self.timeouts, self.pressure)) else {
-            return;
-        };
+        let Some(entry) = self.slab.get_mut(at) else { return };
+        entry.wind_up(&self.timeouts);
+        let deadline = entry.deadline(&self.timeouts, self.pressure);
         self.wheel.unhang(&mut self.slab, at);
         self.wheel.hang(&mut self.slab, at, deadline, now);
     }

@@ -66,7 +66,7 @@ impl Bench {
         for (millis, packet) in steps {
             let heading = if packet.src_ip() == vm { Heading::FromVm } else { Heading::ToVm };
             let time = at(*millis).as_nanos();
-            self.table.packet(Sighting::new(packet, heading, time, self.clock.packet(time), false));
+            self.table.packet(Sighting::new(packet, heading, true, (time, self.clock.packet(time)), false));
         }
     }
 
@@ -210,7 +210,7 @@ fn aggregates_are_bounded_too() {
         let proto = if port % 2 == 0 { proto::UDP } else { proto::TCP };
         let mut forged = packet(VM, port, PEER, 53, proto, 0);
         forged.src += u128::from(port % 100);
-        bench.table.packet(Sighting::new(&forged, Heading::FromVm, 0, 0, false));
+        bench.table.packet(Sighting::new(&forged, Heading::FromVm, true, (0, 0), false));
     }
     let records = bench.flush();
     assert!(records.len() <= 258, "{}", records.len());
@@ -244,6 +244,74 @@ fn a_counter_that_is_full_goes_on_aside() {
     bench.run(&[(1, out(ACK)), (2, out(ACK)), (3, back(ACK))]);
     let record = bench.flush().remove(0);
     assert_eq!((record.from_orig.0, record.from_resp.0), (u64::from(u32::MAX) + 1, 1));
+}
+
+/// A RST that its receiver does not take closes nothing but our entry.
+#[test]
+fn a_flow_that_goes_on_after_its_end_is_told_of_all_the_same() {
+    let mut bench = Bench::new(MeterOptions::default());
+    bench.run(&[(0, out(SYN)), (1, back(SYN | ACK)), (2, out(RST))]);
+    let mut told = Vec::new();
+    for half_second in 1..=260 {
+        bench.run(&[(half_second * 500, out(ACK))]);
+        told.extend(bench.due(half_second * 500 + 1, 2000));
+    }
+    let reasons: Vec<_> = told.iter().map(|record| record.end_reason).collect();
+    assert_eq!(reasons, [EndReason::Active; 2], "at least once a minute");
+    assert_eq!(bench.due(140_000, 2000).remove(0).end_reason, EndReason::EndOfFlow);
+}
+
+/// A guest that sends under its peer's name, and others who send under the VM's, write nothing into its conversation.
+#[test]
+fn a_forged_end_is_none_of_the_conversation() {
+    let mut bench = Bench::new(patient());
+    bench.run(&[(0, out(SYN)), (1, back(SYN | ACK)), (2, out(ACK))]);
+    for (forged, heading) in [(back(ACK), Heading::FromVm), (out(ACK), Heading::ToVm)] {
+        bench.table.packet(Sighting::new(&forged, heading, true, (at(3).as_nanos(), at(3).as_nanos()), false));
+    }
+    let mut records = bench.flush();
+    records.sort_by_key(|record| record.from_orig.0 + record.from_resp.0);
+    let seen: Vec<_> = records.iter().map(|r| (r.from_orig.0, r.from_resp.0)).collect();
+    assert_eq!(seen, [(1, 1), (2, 1)]);
+    let local = |r: &Metered| if r.direction == Direction::Outgoing { r.orig.0 } else { r.resp.0 };
+    assert_eq!(records.iter().map(|r| local(r).to_string()).collect::<Vec<_>>(), [PEER, VM]);
+}
+
+/// A guest that takes another hardware address is metered both ways.
+#[test]
+fn what_is_sent_to_an_address_that_the_vm_used_is_the_vms() {
+    let mut meter = Meter::new(patient(), Some(Mac([2; 6])));
+    let udp = |dst: [u8; 6], src: [u8; 6], from: [u8; 4], to: [u8; 4]| {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ethernet2(src, dst).ipv4(from, to, 64).udp(9, 9).write(&mut bytes, b"").unwrap();
+        bytes
+    };
+    let (vm, peer) = ([10, 0, 0, 5], [192, 0, 2, 7]);
+    let answer = |mac| udp(mac, [4; 6], peer, vm);
+    meter.frame(&frame(&answer([6; 6]), Heading::ToVm));
+    assert!(meter.take_counts().foreign == 1 && meter.is_empty(), "flooded");
+    meter.frame(&frame(&udp([4; 6], [6; 6], vm, peer), Heading::FromVm));
+    meter.frame(&frame(&answer([6; 6]), Heading::ToVm));
+    meter.frame(&frame(&answer([8; 6]), Heading::ToVm));
+    let counts = meter.take_counts();
+    assert_eq!((counts.foreign, counts.from_vm.packets, counts.to_vm.packets), (2, 1, 1));
+    for last in 0..u8::MAX {
+        meter.frame(&frame(&udp([4; 6], [10, 0, 0, 0, 0, last], vm, peer), Heading::FromVm));
+    }
+    assert_eq!(meter.more_macs.len(), MAX_MACS);
+    meter.frame(&frame(&answer([10, 0, 0, 0, 0, 200]), Heading::ToVm));
+    assert_eq!(meter.take_counts().to_vm.packets, 1, "no number of addresses hides one");
+}
+
+/// Times at the end of the numbers, as a capture file may have them.
+#[test]
+fn every_flow_ends_also_where_time_does() {
+    let mut table = Table::new(&MeterOptions::default());
+    let late = i64::MAX - 10_000_000_000;
+    table.packet(Sighting::new(&out(SYN), Heading::FromVm, true, (late, late), false));
+    let mut records = Vec::new();
+    table.drain(usize::MAX, &mut records);
+    assert_eq!((records.len(), table.len()), (1, 0));
 }
 
 fn frame(bytes: &[u8], heading: Heading) -> Frame<'_> {

@@ -65,7 +65,10 @@ impl Wheel {
 
     /// Takes off the next entry of the cursor's slot; when that is empty, goes on to the next slot, up to that of `now`.
     pub(super) fn take(&mut self, slab: &mut Slab, now: i64) -> Option<u32> {
-        let target = now >> TICK_BITS;
+        self.take_until(slab, now >> TICK_BITS)
+    }
+
+    fn take_until(&mut self, slab: &mut Slab, target: i64) -> Option<u32> {
         // After a long time without looking, once round is enough.
         let mut cursor = self.cursor?.max(target - SLOTS + 1);
         let found = loop {
@@ -81,8 +84,8 @@ impl Wheel {
 
     /// Takes off the next entry, due or not. When there is none left, the wheel is as new.
     pub(super) fn take_any(&mut self, slab: &mut Slab) -> Option<u32> {
-        let end = self.cursor.map(|cursor| (cursor + SLOTS - 1) << TICK_BITS)?;
-        let found = self.take(slab, end);
+        let last = self.cursor? + SLOTS - 1;
+        let found = self.take_until(slab, last);
         if found.is_none() {
             self.cursor = None;
         }
