@@ -15,7 +15,7 @@ use vestigo_ledger::{
         who::{WhoAnswer, WhoQuestion},
     },
 };
-use vestigo_model::{CoverageState, End, Fact, Flow, Instance, Label, TimeRange, Translation, Vo};
+use vestigo_model::{Basis, CoverageState, End, Fact, Flow, Instance, Label, Learnt, TimeRange, Translation, Vo};
 
 /// What a test's host wrote; sealed or live, answers must be the same.
 fn ledger(facts: Vec<Fact>, flows: &[Flow], seal: bool) -> (TempDir, Ledger) {
@@ -140,6 +140,20 @@ fn a_record_of_another_vm_with_the_same_tuple_makes_neither_certain() {
     let answer = ledger.who(&question("14:03:23", "198.51.100.1", Some(61022))).unwrap();
     assert_eq!(names(&answer), ["vm-1", "vm-2"]);
     assert!(answer.candidates.iter().all(|one| one.notes.iter().any(|note| note.contains("which cannot be told"))));
+}
+
+/// libvirt's NAT network: the cloud wrote no address, a DHCP server gave it.
+#[test]
+fn a_translation_without_any_flow_leads_to_the_vm_that_was_given_the_address_by_dhcp() {
+    let (mut vm, mut before) = two_tenants();
+    for (vm, since, until) in [(&mut vm, "14:02:00", None), (&mut before, "14:00:00", Some(at("14:01:00")))] {
+        vm.taps[0].expected.clear();
+        vm.taps[0].learnt = vec![Learnt { ip: ip("10.0.0.5"), by: Basis::Dhcp, since: at(since), until }];
+    }
+    let lone = masqueraded("10.0.0.5:41022", "198.51.100.1:61022", "no-flow", ("14:03:00", "14:09:00"));
+    let (_folder, ledger) = ledger(vec![Fact::Instance(vm), Fact::Instance(before), told(&lone)], &[], false);
+    let answer = ledger.who(&question("14:05:00", "198.51.100.1", Some(61022))).unwrap();
+    assert_eq!(names(&answer), ["vm-1"], "not the one whose lease was over");
 }
 
 #[test]

@@ -62,7 +62,7 @@ pub fn dhcp(message: &[u8], mac: Mac) -> Option<Dhcp> {
         return None;
     }
     let options = message.get(240..)?;
-    let transaction = u32::from_be_bytes(read(message, 4)?);
+    let transaction = transaction(message, false)?;
     let address = |at| read::<4>(message, at).map(Ipv4Addr::from).filter(|ip| !ip.is_unspecified());
     match (message.first()?, dhcp_option(options, 53)?) {
         (1, [3]) => Some(Dhcp::Request { transaction }),
@@ -72,6 +72,17 @@ pub fn dhcp(message: &[u8], mac: Mac) -> Option<Dhcp> {
             Some(Dhcp::Reply { transaction, given: vec![(address(16)?.into(), seconds.and_then(lasting))] })
         }
         _ => None,
+    }
+}
+
+/// The number that ties requests and answers together, of whatever pretends to be a DHCP message.
+#[must_use]
+pub fn transaction(message: &[u8], v6: bool) -> Option<u32> {
+    if v6 {
+        let [_, a, b, c] = read::<4>(message, 0)?;
+        Some(u32::from_be_bytes([0, a, b, c]))
+    } else {
+        read(message, 4).map(u32::from_be_bytes)
     }
 }
 
@@ -103,8 +114,8 @@ const MAX_GIVEN: usize = 8;
 pub fn dhcp6(message: &[u8]) -> Option<Dhcp> {
     const IA_NA: u16 = 3;
     const IA_ADDRESS: u16 = 5;
-    let [kind, a, b, c] = read::<4>(message, 0)?;
-    let transaction = u32::from_be_bytes([0, a, b, c]);
+    let kind = *message.first()?;
+    let transaction = transaction(message, true)?;
     let options = message.get(4..)?;
     let addresses = |options| {
         let associations = dhcp6_options(options).filter(|(code, _)| *code == IA_NA);

@@ -9,7 +9,7 @@ use super::{
     firefly,
 };
 use crate::{
-    decode::{self, Heading},
+    decode::{self, Heading, Packet},
     meter::{Control, Frame},
 };
 
@@ -56,10 +56,28 @@ impl Memory {
 
     /// Looks at a frame on the tap of the VM with this hardware address.
     pub fn look(&mut self, frame: &Frame<'_>, control: &Control, mac: Mac) {
+        if !self.concerns(frame, control) {
+            return;
+        }
         if !self.has_budget(frame.time) {
             self.counts.unread += 1;
         } else if self.read(frame, control, mac).is_none() {
             self.counts.unreadable += 1;
+        }
+    }
+
+    /// Whether the frame says something of this VM: what others say of themselves is no business of this tap, but for the answer to a request
+    /// of the VM. Nobody else's frames take room from the VM's own.
+    fn concerns(&self, frame: &Frame<'_>, control: &Control) -> bool {
+        let answered = |packet: &Packet| {
+            let [v4_asked, v6_asked] = self.asked;
+            let asked = if packet.v6 { v6_asked } else { v4_asked };
+            asked.is_some() && address::transaction(packet.payload_of(frame.bytes), packet.v6) == asked
+        };
+        match control {
+            _ if frame.heading == Heading::FromVm => true,
+            Control::Dhcp(packet) => answered(packet),
+            Control::Arp | Control::Neighbour(_) | Control::Firefly(_) => false,
         }
     }
 
@@ -78,8 +96,6 @@ impl Memory {
         let time = frame.time;
         let from_vm = frame.heading == Heading::FromVm;
         match control {
-            // What others say of themselves is no business of this tap.
-            Control::Arp | Control::Neighbour(_) | Control::Firefly(_) if !from_vm => {}
             Control::Arp => {
                 let arp = decode::arp(frame.bytes, frame.vlan)?;
                 if let Some(ip) = address::arp_sender(arp, mac) {

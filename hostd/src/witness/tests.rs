@@ -104,6 +104,26 @@ fn the_vms_own_word_makes_an_address_announced() {
     assert_eq!(world.judged("10.0.0.8"), Expected::Unknown);
 }
 
+/// What neighbours shout, and what strangers send to the ports of DHCP, must not keep the VM's own address from being learnt.
+#[test]
+fn the_frames_of_others_take_no_room_from_the_vms_own() {
+    let mut world = World::new();
+    world.frame(FromVm, &udp4(SERVER, MAC, (68, 67), &dhcp_message(1, MAC, (3, 77), [0; 4], 0)));
+    let acknowledged = |transaction| {
+        let message = dhcp_message(2, MAC, (5, transaction), [10, 0, 0, 5], 600);
+        udp4(MAC, SERVER, (67, 68), &message)
+    };
+    for _ in 0..300 {
+        world.frame(ToVm, &arp(SERVER, SERVER, [10, 0, 0, 254]));
+        world.frame(ToVm, &udp4(MAC, SERVER, (9, 10_514), b"{}"));
+        world.frame(ToVm, &udp4(MAC, SERVER, (67, 68), b"no answer to anything"));
+        world.frame(ToVm, &acknowledged(78));
+    }
+    world.frame(ToVm, &acknowledged(77));
+    assert_eq!(world.learnt(), [("10.0.0.5".to_owned(), Basis::Dhcp)]);
+    assert_eq!(world.witness.memory().counts().unread, 0);
+}
+
 #[test]
 fn an_acknowledgement_counts_when_the_vm_asked_and_it_is_for_the_vm() {
     let mut world = World::new();

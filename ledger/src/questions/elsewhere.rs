@@ -10,12 +10,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use vestigo_model::{DomainUuid, Flow, HostId, Instance, Label, TapName, TimeRange, Timestamp};
+use vestigo_model::{DomainUuid, Flow, HostId, Instance, Label, Tap, TapName, TimeRange, Timestamp};
 
 use super::{
     TOLERANCE, View,
     parts::{Endpoint, HostFacts, MatchedOn, Totals},
-    who::interval,
+    who::{given_to, interval},
 };
 use crate::segment::scan::same;
 
@@ -168,9 +168,9 @@ impl<'a> Elsewhere<'a> {
             if seen.iter().any(shown) {
                 continue;
             }
-            for ip in instance.taps.iter().flat_map(|tap| &tap.expected) {
+            for (tap, ip) in instance.taps.iter().flat_map(|tap| given_ever(tap).map(move |ip| (tap, ip))) {
                 if let Some(flow) = peers.get(&ip.to_canonical())
-                    && self.may_reach(flow, instance, *ip)
+                    && self.may_reach(flow, instance, tap, ip)
                 {
                     given.insert((&instance.host, instance.domain, instance.start), instance);
                 }
@@ -180,14 +180,14 @@ impl<'a> Elsewhere<'a> {
     }
 
     /// Whether the VM ran then, is another one, and is not known to be in a network of its own where addresses mean something else.
-    fn may_reach(&self, flow: &Flow, other: &Instance, ip: IpAddr) -> bool {
+    fn may_reach(&self, flow: &Flow, other: &Instance, tap: &Tap, ip: IpAddr) -> bool {
         let ran = TimeRange { from: flow.first - TOLERANCE, to: flow.last + TOLERANCE };
         let asked = interval(&self.view.facts.instances, flow);
         let ours = asked.and_then(|vm| network(vm, &flow.tap)).filter(|_| flow.host == other.host);
-        let tap = other.taps.iter().find(|tap| tap.expected.contains(&ip));
-        let apart = ours.zip(tap.and_then(|tap| tap.network.as_ref())).is_some_and(|(a, b)| a != b);
+        let apart = ours.zip(tap.network.as_ref()).is_some_and(|(a, b)| a != b);
         (&flow.host, flow.domain) != (&other.host, other.domain)
             && ran.touches(other.start, other.end.map(|end| end.time))
+            && given_to(tap, ran).any(|given| same(given, ip))
             && (!apart || is_public(ip))
     }
 }
@@ -207,6 +207,11 @@ fn edges_agree(ours: &[&Flow], theirs: &[&Flow]) -> bool {
         let near = |a: Timestamp, b: Timestamp| a.since(b).max(b.since(a)) <= TOLERANCE;
         near(a.from, b.from) && near(a.to, b.to)
     })
+}
+
+/// Whenever that was.
+fn given_ever(tap: &Tap) -> impl Iterator<Item = IpAddr> {
+    given_to(tap, TimeRange { from: Timestamp::from_nanos(i64::MIN), to: Timestamp::from_nanos(i64::MAX) })
 }
 
 fn was_given(instance: Option<&Instance>, ip: IpAddr) -> bool {

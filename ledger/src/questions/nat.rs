@@ -11,7 +11,7 @@ use vestigo_model::{DomainUuid, End, Face, Flow, HostId, Instance, Label, PostNa
 
 use super::{
     parts::{Endpoint, MatchedOn},
-    who::WhoQuestion,
+    who::{WhoQuestion, given_to},
 };
 use crate::segment::scan::same;
 
@@ -93,10 +93,11 @@ impl<'a> Hidden<'a> {
     /// Whether the VM was given the address of this end while it was translated.
     pub(crate) fn is_given_to(&self, instance: &Instance) -> bool {
         let life = TimeRange { from: instance.start, to: instance.end.map_or(self.translation.until, |end| end.time) };
+        let translated = TimeRange { from: self.translation.not_before.unwrap_or(life.from), to: self.translation.until };
         instance.host == self.translation.host
             && instance.start <= self.translation.until
             && self.held_in(life)
-            && instance.taps.iter().flat_map(|tap| &tap.expected).any(|ip| same(*ip, self.face.local.0))
+            && instance.taps.iter().flat_map(|tap| given_to(tap, translated)).any(|ip| same(ip, self.face.local.0))
     }
 
     pub(crate) const fn public(&self) -> PostNat {

@@ -357,11 +357,10 @@ fn notes(group: &Group<'_>, quality: Quality) -> Vec<String> {
     notes
 }
 
-/// Whether the cloud, or a DHCP server, gave the tap the address then.
-fn was_given(tap: &Tap, question: &WhoQuestion) -> bool {
-    let then = |learnt: &&Learnt| learnt.by == Basis::Dhcp && question.range.touches(learnt.since, learnt.until);
-    let by_dhcp = tap.learnt.iter().filter(then).map(|learnt| learnt.ip);
-    tap.expected.iter().copied().chain(by_dhcp).any(|ip| same(ip, question.ip))
+/// The addresses that the cloud, or a DHCP server, gave the tap then.
+pub(super) fn given_to(tap: &Tap, range: TimeRange) -> impl Iterator<Item = IpAddr> {
+    let then = move |learnt: &&Learnt| learnt.by == Basis::Dhcp && range.touches(learnt.since, learnt.until);
+    tap.expected.iter().copied().chain(tap.learnt.iter().filter(then).map(|learnt| learnt.ip))
 }
 
 /// VMs that were given the address at that time and are no candidate by a flow.
@@ -370,7 +369,7 @@ fn given<'a>(question: &WhoQuestion, view: &'a View, groups: &BTreeMap<Key, Grou
     instances
         .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
         .filter(|i| question.instance.as_ref().is_none_or(|instance| *instance == i.id))
-        .filter(|i| i.taps.iter().any(|tap| was_given(tap, question)))
+        .filter(|i| i.taps.iter().any(|tap| given_to(tap, question.range).any(|ip| same(ip, question.ip))))
         .filter(|i| !groups.keys().any(|(host, domain, _, _)| *host == i.host && *domain == i.domain))
         .collect()
 }
