@@ -352,19 +352,20 @@ impl Book {
     }
 
     fn enter(&mut self, binding: Binding) -> Option<u64> {
-        if self.bindings.len() >= self.options.max {
+        let (share, ip) = ((self.options.max / SHARE).max(1), binding.owner());
+        // First its own share: who has it all must not cost another an ended one.
+        let may = self.owners.get(&ip).is_none_or(|owner| owner.held < share);
+        if may && self.bindings.len() >= self.options.max {
             // Room is made of those whose flows are over, the oldest first.
             let oldest = self.ended.pop_front();
             oldest.into_iter().for_each(|id| self.forget_ended(id));
         }
-        let share = (self.options.max / SHARE).max(1);
-        let (full, ip) = (self.bindings.len() >= self.options.max, binding.owner());
-        let owner =
-            self.owners.entry(ip).or_insert_with(|| Owner { held: 0, quota: Quota::new(TOLD_OF_ONE.0, TOLD_OF_ONE.1) });
-        if full || owner.held >= share {
+        if !may || self.bindings.len() >= self.options.max {
             self.left.refused += 1;
             return None;
         }
+        let owner =
+            self.owners.entry(ip).or_insert_with(|| Owner { held: 0, quota: Quota::new(TOLD_OF_ONE.0, TOLD_OF_ONE.1) });
         owner.held += 1;
         let id = self.next;
         self.next += 1;
