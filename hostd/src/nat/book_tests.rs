@@ -239,6 +239,9 @@ fn the_book_is_bounded_fair_and_counts_what_it_leaves_out() {
     book.began(1, &of("10.0.0.9", 1), at(1), at(1));
     assert_eq!((book.len(), book.take_left().refused), (8, 1), "full of live ones");
     book.ended(1, &of("10.0.0.6", 1), at(2));
+    book.began(1, &of("10.0.0.5", 3), at(2), at(2));
+    let left = book.take_left();
+    assert_eq!((book.len(), left.refused, left.untold), (8, 1, 0), "who has its share costs no other what it had");
     book.began(1, &of("10.0.0.9", 1), at(3), at(3));
     let left = book.take_left();
     assert_eq!((book.len(), left.refused, left.untold), (8, 0, 1), "an ended one makes room, and was never told");
