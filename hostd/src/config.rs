@@ -24,6 +24,9 @@ pub const DEFAULT_PATH: &str = "/etc/vestigo/hostd.toml";
 /// Where hostd shows its numbers.
 pub const DEFAULT_STATUS: &str = "/run/vestigo/hostd/status.sock";
 
+/// The longest time that makes sense, in seconds; sums of a few of them are times too.
+const YEAR: u64 = 365 * 86_400;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -184,16 +187,6 @@ impl Default for Capture {
 }
 
 impl Capture {
-    /// The key and the number that is out of its range, with the range.
-    fn out_of_range(&self) -> Option<(&'static str, u64, RangeInclusive<u64>)> {
-        let ranges = [
-            ("capture.ring_millis", self.ring_millis, 10..=60_000),
-            ("capture.ring_rate", self.ring_rate, 1000..=10_000_000),
-            ("capture.ring_memory", self.ring_memory, 2..=1 << 20),
-        ];
-        ranges.into_iter().find(|(_, given, range)| !range.contains(given))
-    }
-
     /// As the rings' budget wants them.
     #[must_use]
     pub const fn rings(&self) -> RingOptions {
@@ -365,29 +358,41 @@ impl Config {
         Ok(config)
     }
 
+    /// Every number, and where it may lie.
+    fn numbers(&self) -> [(&'static str, u64, RangeInclusive<u64>); 18] {
+        let seconds = || 1..=YEAR;
+        let Self { libvirt, capture, meter, record, pins, nat, metrics, .. } = self;
+        [
+            ("libvirt.resync", libvirt.resync, seconds()),
+            ("capture.ring_millis", capture.ring_millis, 10..=60_000),
+            ("capture.ring_rate", capture.ring_rate, 1000..=10_000_000),
+            ("capture.ring_memory", capture.ring_memory, 2..=1 << 20),
+            ("meter.first_ms", meter.first_ms, 0..=YEAR * 1000),
+            ("meter.active", meter.active, seconds()),
+            ("meter.idle_tcp", meter.idle_tcp, seconds()),
+            ("meter.idle_udp", meter.idle_udp, seconds()),
+            ("meter.idle_other", meter.idle_other, seconds()),
+            ("meter.max_flows", meter.max_flows as u64, 1..=1 << 30),
+            ("record.seal_after", record.seal_after, seconds()),
+            ("record.seal_bytes", record.seal_bytes, 1..=1 << 40),
+            ("record.coverage", record.coverage, seconds()),
+            ("record.agent_silent", record.agent_silent, seconds()),
+            ("pins.settle", pins.settle, 0..=YEAR),
+            ("nat.receive_buffer", nat.receive_buffer as u64, 1..=1 << 30),
+            ("nat.max_translations", nat.max_translations as u64, 1..=1 << 30),
+            ("metrics.interval", metrics.interval, seconds()),
+        ]
+    }
+
     fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let positive = [
-            ("libvirt.resync", self.libvirt.resync),
-            ("meter.active", self.meter.active),
-            ("meter.idle_tcp", self.meter.idle_tcp),
-            ("meter.idle_udp", self.meter.idle_udp),
-            ("meter.idle_other", self.meter.idle_other),
-            ("meter.max_flows", self.meter.max_flows as u64),
-            ("record.seal_after", self.record.seal_after),
-            ("record.seal_bytes", self.record.seal_bytes),
-            ("record.coverage", self.record.coverage),
-            ("record.agent_silent", self.record.agent_silent),
-            ("metrics.interval", self.metrics.interval),
-            ("nat.receive_buffer", self.nat.receive_buffer as u64),
-            ("nat.max_translations", self.nat.max_translations as u64),
-        ];
         let value = |key, message: &str| ConfigError::Value { path: path.to_owned(), key, message: message.into() };
-        if let Some((key, _)) = positive.into_iter().find(|(_, number)| *number == 0) {
-            return Err(value(key, "is 0; give at least 1"));
-        }
-        if let Some((key, given, range)) = self.capture.out_of_range() {
+        if let Some((key, given, range)) = self.numbers().into_iter().find(|(_, given, range)| !range.contains(given)) {
             let (least, most) = (range.start(), range.end());
             return Err(value(key, &format!("is {given}; give a number from {least} to {most}")));
+        }
+        if let Some(file) = self.metrics.file.iter().find(|file| file.extension().is_none_or(|end| end != "prom")) {
+            let message = format!("is {}; give a name that ends in .prom, node_exporter reads no other", file.display());
+            return Err(value("metrics.file", &message));
         }
         let folders =
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
@@ -427,7 +432,11 @@ mod tests {
         let message = parse("host = \"hv 1\"").unwrap_err();
         assert!(message.contains("line 1") && message.contains("' '"), "{message}");
         let message = parse("host = \"hv1\"\n[meter]\nactive = 0\n").unwrap_err();
-        assert!(message.contains("meter.active is 0; give at least 1"), "{message}");
+        assert!(message.contains("meter.active is 0; give a number from 1 to 31536000"), "{message}");
+        let message = parse("host = \"hv1\"\n[meter]\nidle_tcp = 9223372036854775807\n").unwrap_err();
+        assert!(message.contains("meter.idle_tcp is 9223372036854775807; give"), "{message}");
+        let message = parse("host = \"hv1\"\n[metrics]\nfile = \"/var/lib/node_exporter/vestigo.txt\"\n").unwrap_err();
+        assert!(message.contains("ends in .prom"), "{message}");
         let message = parse("host = \"hv1\"\n[capture]\nring_rate = 10\n").unwrap_err();
         assert!(message.contains("capture.ring_rate is 10; give a number from 1000 to 10000000"), "{message}");
         let message = parse("host = \"hv1\"\n[capture]\nbackend = \"pcap\"\n").unwrap_err();

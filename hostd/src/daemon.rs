@@ -110,7 +110,12 @@ impl DaemonError {
     pub const fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Config(_) | Self::VosRead { .. } | Self::Vos { .. } | Self::BansRead { .. } | Self::Bans { .. }
+            Self::Config(_)
+                | Self::VosRead { .. }
+                | Self::Vos { .. }
+                | Self::BansRead { .. }
+                | Self::Bans { .. }
+                | Self::Status(StatusError::Group(_))
         )
     }
 }
@@ -126,12 +131,13 @@ pub struct Settings {
     pub bans: Arc<BanSet>,
 }
 
-/// Reads the configuration, the table of VOs and the bans.
+/// Reads the configuration, the table of VOs and the bans, and looks for the group that may ask.
 ///
 /// # Errors
 /// [`DaemonError`]: what is wrong with them.
 pub fn check(path: &Path) -> Result<Settings, DaemonError> {
     let config = Config::load(path)?;
+    config.status.group.as_deref().map(status::group_id).transpose()?;
     let path = config.vos.clone();
     let text = fs::read_to_string(&path).map_err(|source| DaemonError::VosRead { path: path.clone(), source })?;
     let vos = VoMap::parse(&text).map_err(|why| DaemonError::Vos { path, why })?;

@@ -13,7 +13,7 @@ use vestigo_model::{Cloud, DomainUuid, HostId, InstanceId, Label, Mac, Quality, 
 
 pub use self::{
     metrics::open_metrics,
-    socket::{Ask, StatusError, fetch, serve},
+    socket::{Ask, StatusError, fetch, group_id, serve},
     textfile::write_regularly,
 };
 

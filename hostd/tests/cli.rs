@@ -61,6 +61,7 @@ fn mistakes_in_files_end_with_2_and_name_the_place() {
     let cases = [
         (whole(path, "[meter]\nactve = 5"), Some(""), vec!["hostd.toml, line 7", "unknown field `actve`"]),
         (whole(path, "[record]\ncoverage = \"often\""), Some(""), vec!["line 7", "invalid type"]),
+        (whole(path, "[status]\ngroup = \"nosuch-group\""), Some(""), vec!["no group \"nosuch-group\"", "groupadd"]),
         ("host = \"hv1".to_owned(), Some(""), vec!["hostd.toml, line 1"]),
         (whole(path, ""), Some("[[vo]]\nname = \"atlas\"\nproject = [\"x\"]\n"), vec!["vos.toml", "project"]),
     ];

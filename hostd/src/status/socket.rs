@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Group, chown};
+use nix::unistd::{Gid, Group, chown};
 use tokio::{
     io::AsyncWriteExt as _,
     net::UnixListener,
@@ -82,7 +82,7 @@ pub enum StatusError {
 /// [`StatusError`]: the socket cannot be had.
 pub fn serve(path: &Path, group: Option<&str>, asks: mpsc::Sender<Ask>) -> Result<(), StatusError> {
     let listen = |source| StatusError::Listen { path: path.to_owned(), source };
-    let group = group.map(find_group).transpose()?;
+    let group = group.map(group_id).transpose()?;
     let listener = bind(path).map_err(listen)?;
     if let Some(group) = group {
         chown(path, None, Some(group)).map_err(|errno| listen(errno.into()))?;
@@ -92,7 +92,11 @@ pub fn serve(path: &Path, group: Option<&str>, asks: mpsc::Sender<Ask>) -> Resul
     Ok(())
 }
 
-fn find_group(name: &str) -> Result<nix::unistd::Gid, StatusError> {
+/// The number of the group that may ask.
+///
+/// # Errors
+/// [`StatusError::Group`]: there is none of that name.
+pub fn group_id(name: &str) -> Result<Gid, StatusError> {
     let found = Group::from_name(name).ok().flatten();
     found.map(|group| group.gid).ok_or_else(|| StatusError::Group(name.to_owned()))
 }
