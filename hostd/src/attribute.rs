@@ -194,7 +194,8 @@ impl LeaseBook {
     pub fn contradicts(&self, flow: &Flow, began: Timestamp, watched: Timestamp) -> bool {
         let begun_by_vm = match (flow.initiator, flow.proto) {
             (Initiator::Seen, _) => true,
-            (Initiator::Inferred, proto) => proto != proto::TCP && began > watched,
+            // Nor is a TCP conversation without ports one that was met in its middle: nobody was to read them.
+            (Initiator::Inferred, proto) => (proto != proto::TCP || flow.orig_port == 0) && began > watched,
             (Initiator::Unknown, _) => false,
         };
         flow.attribution.reason == OUTSIDE && begun_by_vm && self.own_since(flow.domain).is_some()

@@ -151,6 +151,14 @@ fn nothing_that_a_guest_says_ends_what_it_announced_as_its_own() {
         book.contradicts(&flow, at(150), at(90))
     };
     assert!(stray(&book), "no own part is left, and still it said that it had one");
+    let hidden = |initiator, began| {
+        let mut flow = Flow { orig_port: 0, resp_port: 0, initiator, ..flow(1, 0, 150) };
+        flow.attribution = book.attribute(&flow, at(150), AgentState::Present);
+        book.contradicts(&flow, at(began), at(90))
+    };
+    assert!(hidden(Initiator::Inferred, 150), "TCP behind headers that nobody can read");
+    assert!(!hidden(Initiator::Inferred, 80), "it may be older than the watch");
+    assert!(!hidden(Initiator::Unknown, 150), "fragments whose first was not seen");
     let again = own(1, 2, Holder::System, 1024, 300);
     assert!(!book.moves_own_ports(&again));
     book.enter(again);

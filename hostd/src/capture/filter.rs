@@ -1,7 +1,7 @@
 //! The kernel's filter of a tap: it keeps everything and says how much of each frame is copied (BPF, socket(7)).
 //!
 //! The copy runs in the context of whoever sends, so a guest pays for each byte: 128 hold all headers. Of the few frames whose
-//! *content* is read (who has which address, and fireflies of SciTags) 2048 are kept.
+//! *content* is read (who has which address, and fireflies of SciTags) 2048 are kept, and of those with extension headers of IPv6.
 
 use libc::{
     BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_LEN,
@@ -21,6 +21,9 @@ const IPV4: u32 = 0x0800;
 const IPV6: u32 = 0x86dd;
 const UDP: u32 = 17;
 const ICMPV6: u32 = 58;
+/// Extension headers of IPv6 that may be long: hop by hop, routing, authentication, destination. A guest that makes them so long that the ports
+/// behind them are cut off would be metered without.
+const EXTENSIONS: [u32; 4] = [0, 43, 51, 60];
 /// Router solicitation to redirect (RFC 4861).
 const NEIGHBOUR: (u32, u32) = (133, 137);
 /// Ethernet, the longest IPv4 header, both ports. In a shorter frame a load could miss, and a program that loads what is not
@@ -77,8 +80,9 @@ pub fn snap() -> Vec<sock_filter> {
         Step::Label(Ipv6),
         Step::Load(absolute(BPF_B), 20),
         Step::Test(BPF_JEQ, ICMPV6, Neighbour, Next),
-        Step::Test(BPF_JEQ, UDP, Next, Short),
     ]);
+    steps.extend(EXTENSIONS.map(|kind| Step::Test(BPF_JEQ, kind, Deep, Next)));
+    steps.push(Step::Test(BPF_JEQ, UDP, Next, Short));
     steps.extend(ports(absolute(BPF_H), 54));
     steps.extend([
         Step::Label(Neighbour),

@@ -15,6 +15,7 @@ pub(super) struct Sighting {
     pub(super) bytes: u64,
     pub(super) by_low: bool,
     pub(super) from_vm: bool,
+    pub(super) headless: bool,
     pub(super) tcp_flags: u8,
     /// `type << 8 | code`.
     pub(super) icmp: Option<u16>,
@@ -36,6 +37,7 @@ impl Sighting {
             bytes: packet.ip_bytes,
             by_low,
             from_vm,
+            headless: packet.headless,
             tcp_flags: packet.tcp_flags,
             icmp: packet.icmp.map(|(kind, code)| u16::from_be_bytes([kind, code])),
             scitag: tag.map_or(0, |(experiment, activity)| experiment << 6 | u16::from(activity)),
@@ -50,7 +52,8 @@ impl Sighting {
     /// Whether the packet's source is the originator, and how sure that is.
     pub(super) fn originator(&self) -> (bool, Initiator) {
         if self.key.portless() {
-            return (true, Initiator::Unknown);
+            // Whose fragment it is, its first would say. That no header can be read is the sender's own doing.
+            return (true, if self.headless { Initiator::Inferred } else { Initiator::Unknown });
         }
         match (self.key.proto(), self.icmp.map(u16::to_be_bytes)) {
             (proto::TCP, _) if self.is_first_syn() => (true, Initiator::Seen),

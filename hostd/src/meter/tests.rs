@@ -277,6 +277,21 @@ fn a_forged_end_is_none_of_the_conversation() {
     assert_eq!(records.iter().map(|r| local(r).to_string()).collect::<Vec<_>>(), [PEER, VM]);
 }
 
+/// That a header cannot be read is its sender's doing: such a conversation is no fragment whose first was lost.
+#[test]
+fn ports_that_are_hidden_are_not_those_that_were_lost() {
+    let later = |id| Some(crate::decode::Fragment { id, header: proto::UDP, first: false });
+    for (packet, initiator) in [
+        (Packet { headless: true, ..packet(VM, 0, PEER, 0, proto::TCP, 0) }, Initiator::Inferred),
+        (Packet { fragment: later(1), ..packet(VM, 0, PEER, 0, proto::UDP, 0) }, Initiator::Unknown),
+    ] {
+        let mut bench = Bench::new(patient());
+        bench.run(&[(0, packet)]);
+        let record = bench.flush().remove(0);
+        assert_eq!((record.initiator, record.direction), (initiator, Direction::Outgoing));
+    }
+}
+
 /// A guest that takes another hardware address is metered both ways.
 #[test]
 fn what_is_sent_to_an_address_that_the_vm_used_is_the_vms() {

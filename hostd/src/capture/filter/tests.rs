@@ -96,6 +96,8 @@ fn only_what_is_read_is_kept_deep() {
         assert_eq!(run(&ipv6(6, &[high, low, high, low])), SHORT);
     }
     assert_eq!(run(&ipv6(17, &[0, 53, 0, 9])), SHORT);
+    EXTENSIONS.iter().for_each(|kind| assert_eq!(run(&ipv6(u8::try_from(*kind).unwrap(), &[17, 9])), DEEP));
+    assert_eq!(run(&ipv6(44, &[17, 0])), SHORT, "a fragment's payload");
     for kind in 0..=255 {
         let wanted = if (133..=137).contains(&kind) { DEEP } else { SHORT };
         assert_eq!(run(&ipv6(58, &[kind])), wanted, "ICMPv6 type {kind}");
