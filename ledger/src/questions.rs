@@ -16,7 +16,7 @@ pub mod scitags;
 pub mod sums;
 pub mod who;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use vestigo_model::{Flow, LEASE_REST, TimeRange, Translation};
 
@@ -46,8 +46,14 @@ pub struct View {
     pub translations: Vec<Translation>,
 }
 
-/// Other names of the VMs found that are looked for. Behind one address stand no more VMs than a host runs.
-const NAMES: usize = 64;
+/// So many addresses are looked for one by one; more of them by reading all flows once.
+const NAMES: usize = 16;
+
+/// The first of the addresses that the flow has, if any.
+fn name_in(flow: &Flow, names: &BTreeSet<IpAddr>) -> Option<IpAddr> {
+    let own = [Some(flow.orig_ip), Some(flow.resp_ip), flow.post_nat.map(|nat| nat.ip)];
+    own.into_iter().flatten().map(|ip| ip.to_canonical()).filter(|ip| names.contains(ip)).min()
+}
 
 impl Ledger {
     fn view(
@@ -67,31 +73,38 @@ impl Ledger {
         Ok(View { flows, beside, floods: Vec::new(), facts, extent: self.extent(), translations })
     }
 
+    /// The flows that have any of the addresses, each once, by first packet. How many addresses there are a guest decides, who can send from
+    /// what it likes through a translation: none is left out for that.
+    fn flows_of(&self, range: TimeRange, names: &BTreeSet<IpAddr>) -> Result<Vec<Flow>, LedgerError> {
+        let filter = |ip| FlowFilter { range, ip, vo: None };
+        let mut flows = Vec::new();
+        if names.len() > NAMES {
+            flows = self.flows(&filter(None))?;
+            flows.retain(|flow| name_in(flow, names).is_some());
+        } else {
+            for name in names {
+                let found = self.flows(&filter(Some(*name)))?;
+                flows.extend(found.into_iter().filter(|flow| name_in(flow, names) == Some(*name)));
+            }
+        }
+        flows.sort_by_key(|flow| (flow.first, flow.last));
+        Ok(flows)
+    }
+
     /// Who used an address at a time.
     ///
     /// # Errors
     /// A segment that cannot be read.
     pub fn who(&self, question: &who::WhoQuestion) -> Result<who::WhoAnswer, LedgerError> {
-        let filter = |ip| FlowFilter { range: question.range, ip: Some(ip), vo: None };
         let translations = nat::merged(self.translations(question.range)?);
-        let behind = nat::behind(question, &translations);
-        let asked: Vec<FlowFilter> = [question.ip].into_iter().chain(behind).take(NAMES).map(filter).collect();
-        let mut flows: Vec<Flow> = Vec::new();
-        for (number, one) in asked.iter().enumerate() {
-            let known = |flow: &Flow| asked.iter().take(number).any(|earlier| earlier.matches(flow));
-            flows.extend(self.flows(one)?.into_iter().filter(|flow| !known(flow)));
-        }
-        flows.sort_by_key(|flow| (flow.first, flow.last));
+        let mut asked = nat::behind(question, &translations);
+        asked.insert(question.ip.to_canonical());
+        let mut flows = self.flows_of(question.range, &asked)?;
         nat::join(question, &mut flows, &translations);
-        let mut beside: Vec<Flow> = Vec::new();
-        for name in who::other_names(question, &flows).into_iter().take(NAMES) {
-            let known = |flow: &Flow| asked.iter().any(|earlier| earlier.matches(flow));
-            beside.extend(self.flows(&filter(name))?.into_iter().filter(|flow| !known(flow)));
-        }
-        let mut floods: Vec<Flow> = Vec::new();
-        for any in flooded::ANY {
-            floods.extend(self.flows(&filter(any))?.into_iter().filter(flooded::is_of_any_address));
-        }
+        let mut beside = self.flows_of(question.range, &who::other_names(question, &flows))?;
+        beside.retain(|flow| name_in(flow, &asked).is_none());
+        let mut floods = self.flows_of(question.range, &BTreeSet::from(flooded::ANY))?;
+        floods.retain(flooded::is_of_any_address);
         let view = self.view(question.range, flows, beside, translations)?;
         Ok(who::answer(question, &View { floods, ..view }))
     }

@@ -174,6 +174,19 @@ fn the_same_through_translation_is_found_by_either_name() {
     }
 }
 
+/// Both VMs stand behind one public address, so that the other's record is found under both their names.
+#[test]
+fn what_another_tap_counted_is_counted_once() {
+    let (a, b) = (on("hv1", 1, "atlas", OURS, Some("br0")), on("hv1", 2, "cms", THEIRS, Some("br0")));
+    let [here, there] = call(&a, &b);
+    let here = translated(here, "203.0.113.1", 61_022);
+    let other = translated(flow(&b, 41_023, "14:03:22", None), "203.0.113.1", 61_023);
+    let answer = who(&ledgers(&[&a, &b], &[here, there.clone(), other]), "203.0.113.1", None);
+    let candidate = answer.candidates.iter().find(|one| one.host_facts.instance.as_str() == "vm-1").unwrap();
+    let [seen] = candidate.also_seen.as_slice() else { panic!("{:#?}", candidate.also_seen) };
+    assert_eq!((seen.there.flows, seen.there.packets_out), (1, there.orig_packets), "{}", seen.why);
+}
+
 #[test]
 fn a_frame_that_a_bridge_hands_to_everybody_makes_nobody_a_peer() {
     let (a, b) = (on("hv1", 1, "atlas", OURS, Some("br0")), on("hv1", 2, "cms", THEIRS, Some("br0")));

@@ -142,6 +142,21 @@ fn a_record_of_another_vm_with_the_same_tuple_makes_neither_certain() {
     assert!(answer.candidates.iter().all(|one| one.notes.iter().any(|note| note.contains("which cannot be told"))));
 }
 
+/// A guest that sends from many addresses through the host's translation hides no other VM behind them.
+#[test]
+fn however_many_addresses_stand_behind_a_public_one_each_is_looked_for() {
+    let vm = instance("hv1", 1, Some("atlas"), "10.0.9.9");
+    let flow = flow(&vm, 41022, "14:03:22", None);
+    let mut facts = vec![Fact::Instance(vm)];
+    let span = ("14:03:21", "14:03:25");
+    facts.push(told(&masqueraded("10.0.9.9:41022", "198.51.100.1:61022", "late", span)));
+    let stray = |n| masqueraded(&format!("10.0.0.{n}:9"), &format!("198.51.100.1:{n}"), "no-flow", span);
+    facts.extend((1..200).map(|n| told(&stray(n))));
+    let (_folder, ledger) = ledger(facts, &[flow], true);
+    let answer = ledger.who(&question("14:03:23", "198.51.100.1", None)).unwrap();
+    assert_eq!((names(&answer), answer.candidates[0].totals.flows), (vec!["vm-1"], 1));
+}
+
 /// libvirt's NAT network: the cloud wrote no address, a DHCP server gave it.
 #[test]
 fn a_translation_without_any_flow_leads_to_the_vm_that_was_given_the_address_by_dhcp() {
