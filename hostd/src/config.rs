@@ -391,7 +391,8 @@ impl Config {
             return Err(value(key, &format!("is {given}; give a number from {least} to {most}")));
         }
         if let Some(file) = self.metrics.file.iter().find(|file| file.extension().is_none_or(|end| end != "prom")) {
-            let message = format!("is {}; give a name that ends in .prom, node_exporter reads no other", file.display());
+            let message =
+                format!("is {}; give a name that ends in .prom, node_exporter reads no other", file.display());
             return Err(value("metrics.file", &message));
         }
         let folders =

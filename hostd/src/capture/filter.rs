@@ -76,11 +76,7 @@ pub fn snap() -> Vec<sock_filter> {
         Step::Load(BPF_LDX | BPF_B | BPF_MSH, 14),
     ];
     steps.extend(ports(BPF_LD | BPF_H | BPF_IND, 14));
-    steps.extend([
-        Step::Label(Ipv6),
-        Step::Load(absolute(BPF_B), 20),
-        Step::Test(BPF_JEQ, ICMPV6, Neighbour, Next),
-    ]);
+    steps.extend([Step::Label(Ipv6), Step::Load(absolute(BPF_B), 20), Step::Test(BPF_JEQ, ICMPV6, Neighbour, Next)]);
     steps.extend(EXTENSIONS.map(|kind| Step::Test(BPF_JEQ, kind, Deep, Next)));
     steps.push(Step::Test(BPF_JEQ, UDP, Next, Short));
     steps.extend(ports(absolute(BPF_H), 54));

@@ -25,7 +25,13 @@ pub(super) struct Sighting {
 
 impl Sighting {
     /// `one_vm`: one end of every conversation is the VM's.
-    pub(super) fn new(packet: &Packet, heading: Heading, one_vm: bool, (time, seen): (i64, i64), scitags: bool) -> Self {
+    pub(super) fn new(
+        packet: &Packet,
+        heading: Heading,
+        one_vm: bool,
+        (time, seen): (i64, i64),
+        scitags: bool,
+    ) -> Self {
         let from_vm = heading == Heading::FromVm;
         let (key, by_low) = Key::of(packet, one_vm.then_some(from_vm));
         let tag = (scitags && from_vm && packet.v6).then(|| experiment_and_activity(packet.flow_label)).flatten();

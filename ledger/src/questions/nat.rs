@@ -93,7 +93,8 @@ impl<'a> Hidden<'a> {
     /// Whether the VM was given the address of this end while it was translated.
     pub(crate) fn is_given_to(&self, instance: &Instance) -> bool {
         let life = TimeRange { from: instance.start, to: instance.end.map_or(self.translation.until, |end| end.time) };
-        let translated = TimeRange { from: self.translation.not_before.unwrap_or(life.from), to: self.translation.until };
+        let translated =
+            TimeRange { from: self.translation.not_before.unwrap_or(life.from), to: self.translation.until };
         instance.host == self.translation.host
             && instance.start <= self.translation.until
             && self.held_in(life)
