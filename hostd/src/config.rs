@@ -216,8 +216,6 @@ pub struct Meter {
     pub max_flows: usize,
     /// Meter also what VXLAN and Geneve carry.
     pub tunnels: bool,
-    /// Take IPv6 flow labels for SciTags.
-    pub scitags: bool,
 }
 
 impl Default for Meter {
@@ -231,13 +229,12 @@ impl Default for Meter {
             idle_other: options.idle.other.as_secs(),
             max_flows: options.max_flows,
             tunnels: options.tunnels,
-            scitags: options.scitags,
         }
     }
 }
 
 impl Meter {
-    /// As the meter wants them.
+    /// As the meter wants them. Whether flow labels are looked at says the table of VOs.
     #[must_use]
     pub fn options(&self) -> MeterOptions {
         MeterOptions {
@@ -250,7 +247,6 @@ impl Meter {
             },
             max_flows: self.max_flows,
             tunnels: self.tunnels,
-            scitags: self.scitags,
             ..MeterOptions::default()
         }
     }

@@ -33,8 +33,9 @@ impl Service {
         let agent = self.agent(tapped.observed.domain);
         let mut flow = join(tapped, &self.book, agent);
         flow.post_nat = self.options.nat.translate(&flow, tapped.record.began < tapped.record.first);
-        flow.notes.scitag = self.scitag(&flow, tapped);
-        self.note_flow(&flow, tapped).await;
+        let marked = self.scitag(&flow, tapped);
+        flow.notes.scitag = marked.map(|(tag, _)| tag);
+        self.note_flow(&flow, tapped, marked.is_some_and(|(_, news)| news)).await;
         // There is room: it was asked for, and nobody else takes it. What does not get it has lost its ledger.
         if !self.recorder.flow(flow) {
             tracing::error!(domain = %tapped.observed.domain, "a flow found no ledger");

@@ -63,14 +63,15 @@ impl Service {
     }
 
     /// Counts the flow, and what it contradicts: told at once, then once a minute.
-    pub(super) async fn note_flow(&mut self, flow: &Flow, tapped: &Tapped) {
+    /// `marked`: its mark has not been counted.
+    pub(super) async fn note_flow(&mut self, flow: &Flow, tapped: &Tapped, marked: bool) {
         if flow.orig_packets + flow.resp_packets == 0 {
             // Only says how a flow ended that was told of before.
             return;
         }
         self.vos.entry(flow.vo.clone()).or_default().note(flow);
         let outside = self.contradicts(flow, tapped.record.began);
-        let mismarked = self.mismarked(flow, tapped);
+        let mismarked = if marked { self.mismarked(flow) } else { None };
         let Some(vm) = self.vms.get_mut(&flow.domain) else { return };
         vm.tally.note(flow);
         let (limits, tally, now) = (&mut vm.limits, &mut vm.tally, Instant::now());
@@ -103,12 +104,8 @@ impl Service {
     }
 
     /// What the VM says of the flow's VO where that is not the tenant's, in words.
-    fn mismarked(&self, flow: &Flow, tapped: &Tapped) -> Option<String> {
+    fn mismarked(&self, flow: &Flow) -> Option<String> {
         let (tag, tenant) = (flow.notes.scitag?, flow.vo.as_ref()?);
-        // Each flow is counted once, not each record of it.
-        if tapped.record.began != flow.first {
-            return None;
-        }
         let vos = self.options.vos.borrow();
         let meant = vos.scitags().vos(tag.experiment).filter(|vos| !vos.contains(tenant))?;
         let meant: Vec<&str> = meant.iter().map(Vo::as_str).collect();

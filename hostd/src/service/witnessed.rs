@@ -15,8 +15,10 @@ impl Service {
     }
 
     /// What the VM says of the flow's VO. A firefly names the flow itself. A flow label is believed to be a mark only if its number is in
-    /// the table and the VM marks its flows so (docs/decisions/0057).
-    pub(super) fn scitag(&mut self, flow: &Flow, tapped: &Tapped) -> Option<SciTag> {
+    /// the table and the VM marks its flows so (docs/decisions/0057). With it comes whether it is to be counted: once for a flow, of which a
+    /// firefly may speak when its first records are written.
+    pub(super) fn scitag(&mut self, flow: &Flow, tapped: &Tapped) -> Option<(SciTag, bool)> {
+        let begins = tapped.record.began == flow.first;
         let ends = Tuple {
             src_ip: flow.orig_ip,
             src_port: flow.orig_port,
@@ -24,15 +26,15 @@ impl Service {
             dst_port: flow.resp_port,
             proto: flow.proto,
         };
-        if let Some(named) = tapped.observed.witness.memory().named(ends, flow.last) {
-            return Some(named);
+        if let Some((tag, news)) = tapped.observed.witness.memory().named(ends, flow.last) {
+            return Some((tag, news || begins));
         }
         let tag = flow.notes.scitag.filter(|tag| tag.by == SciTagSource::FlowLabel)?;
         let marking = &mut self.vms.get_mut(&flow.domain)?.marking;
-        if tapped.record.began == flow.first {
+        if begins {
             marking.note(tag.experiment);
         }
         let known = self.options.vos.borrow().scitags().vos(tag.experiment).is_some();
-        (known && marking.means(tag.experiment)).then_some(tag)
+        (known && marking.means(tag.experiment)).then_some((tag, begins))
     }
 }

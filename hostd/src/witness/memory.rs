@@ -33,6 +33,15 @@ pub struct WitnessCounts {
     pub fireflies: u64,
 }
 
+/// What a firefly said of a flow.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    tag: SciTag,
+    used: Timestamp,
+    /// Whether anybody has asked for it.
+    asked: bool,
+}
+
 /// What was learnt on one tap.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -41,7 +50,7 @@ pub struct Memory {
     heard: HashMap<IpAddr, Timestamp>,
     /// The last requests of the VM to DHCP servers of IPv4 and IPv6.
     asked: [Option<u32>; 2],
-    named: HashMap<Tuple, (SciTag, Timestamp)>,
+    named: HashMap<Tuple, Named>,
     second: i64,
     looked: u32,
     counts: WitnessCounts,
@@ -179,15 +188,17 @@ impl Memory {
 
     fn name(&mut self, flow: Tuple, tag: SciTag, time: Timestamp) {
         if self.named.len() >= MAX_NAMED && !self.named.contains_key(&flow) {
-            let oldest = self.named.iter().min_by_key(|(_, (_, used))| *used).map(|(flow, _)| *flow);
+            let oldest = self.named.iter().min_by_key(|(_, named)| named.used).map(|(flow, _)| *flow);
             oldest.map(|oldest| self.named.remove(&oldest));
             self.counts.forgotten += 1;
         }
-        self.named.insert(flow, (tag, time));
+        // One tells the same again and again while its flow goes on.
+        let asked = self.named.get(&flow).is_some_and(|known| known.tag == tag && known.asked);
+        self.named.insert(flow, Named { tag, used: time, asked });
     }
 
-    /// What a firefly said of the flow between these ends; keeps that for longer.
-    pub fn named(&mut self, flow: Tuple, time: Timestamp) -> Option<SciTag> {
+    /// What a firefly said of the flow between these ends, and whether that is news; keeps it for longer.
+    pub fn named(&mut self, flow: Tuple, time: Timestamp) -> Option<(SciTag, bool)> {
         let back = Tuple {
             src_ip: flow.dst_ip,
             src_port: flow.dst_port,
@@ -196,9 +207,9 @@ impl Memory {
             ..flow
         };
         let key = [flow, back].into_iter().find(|key| self.named.contains_key(key))?;
-        let (tag, used) = self.named.get_mut(&key)?;
-        *used = (*used).max(time);
-        Some(*tag)
+        let named = self.named.get_mut(&key)?;
+        named.used = named.used.max(time);
+        Some((named.tag, !std::mem::replace(&mut named.asked, true)))
     }
 
     /// Whether the VM may send from the address, and by whose word.

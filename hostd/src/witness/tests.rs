@@ -186,7 +186,7 @@ fn a_firefly_names_the_flow_it_speaks_of_both_ways() {
     let counts = world.witness.memory().counts();
     assert_eq!((counts.fireflies, counts.unreadable), (1, 2));
     let flow = Tuple { src_ip: ip("192.0.2.1"), src_port: 40_000, dst_ip: ip("10.0.0.5"), dst_port: 1094, proto: 6 };
-    let tag = world.witness.memory().named(flow, at(200)).unwrap();
+    let tag = world.witness.memory().named(flow, at(200)).unwrap().0;
     assert_eq!((tag.experiment, tag.activity, tag.by), (2, 15, SciTagSource::Firefly));
     let other = Tuple { src_port: 40_001, ..flow };
     assert!(world.witness.memory().named(other, at(200)).is_none());

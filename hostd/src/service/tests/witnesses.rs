@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use vestigo_model::{Expected, FlowNotes, SciTag, SciTagSource, Vo};
+use vestigo_model::{Expected, FlowNotes, Mac, SciTag, SciTagSource, Vo};
 
 use super::*;
+use crate::witness::TapWitness;
 
 /// A flow of a tenant of atlas.
 async fn of_atlas(host: &Host, port: u16, source: &str, tag: Option<u16>) {
@@ -80,4 +81,43 @@ async fn a_flow_label_is_a_mark_only_of_a_vm_that_marks() {
     );
     let marked = flows.iter().filter(|flow| flow.notes.scitag.is_some()).count();
     assert_eq!(u64::try_from(marked).unwrap(), told_to + 1, "and what is no mark is not kept as one");
+}
+
+/// A transfer's first record is written after a quarter of a second, its firefly comes when the program that sends it is ready.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_firefly_that_comes_late_is_compared_with_the_tenants_vo_once() {
+    let root = tempfile::tempdir().unwrap();
+    let host = Host::start(root.path());
+    let _listener = host.boot(root.path(), 1).await;
+    while host.status().await.vms.is_empty() {}
+    let mut witness = TapWitness::new(Mac([0; 6]), vec![]);
+    let learning = witness.clone();
+    let tenant = |observed: &mut crate::capture::Observed| {
+        (observed.vo, observed.witness) = (Vo::new("atlas").ok(), learning);
+    };
+    host.flow_of(1, 41_000, tenant, |_| {}).await;
+    host.settled().await;
+    let firefly = |source: &str| {
+        let text = format!(
+            r#"{{"version":1,"flow-id":{{"src-ip":"{source}","dst-ip":"192.0.2.1","protocol":"tcp","src-port":41000,"dst-port":443}},
+            "context":{{"experiment-id":3,"activity-id":1}}}}"#
+        );
+        let mut bytes = Vec::new();
+        let link = etherparse::PacketBuilder::ethernet2([0; 6], [4; 6]);
+        link.ipv4([10, 0, 0, 5], [192, 0, 2, 9], 64).udp(5000, 10_514).write(&mut bytes, text.as_bytes()).unwrap();
+        bytes
+    };
+    for _ in 0..2 {
+        let bytes = firefly("10.0.0.5");
+        let packet = crate::decode::ethernet(&bytes, bytes.len(), None).unwrap();
+        let (wire_len, time, heading) = (bytes.len(), SystemClock.now(), crate::decode::Heading::FromVm);
+        let frame = crate::meter::Frame { bytes: &bytes, wire_len, vlan: None, time, heading };
+        crate::meter::Witness::control(&mut witness, &frame, crate::meter::Control::Firefly(packet));
+        for _ in 0..3 {
+            host.flow(1, 41_000, |flow| flow.began = flow.began - Duration::from_secs(60)).await;
+        }
+        host.settled().await;
+        assert_eq!(host.status().await.vms[0].counters["mismarked"], 1);
+    }
+    host.stop(root.path()).await;
 }
