@@ -14,7 +14,7 @@ use super::{
     TOLERANCE, View,
     coverage::{self, WindowCoverage},
     lease,
-    nat::Hidden,
+    nat::{Hidden, Index},
 };
 
 /// The question. The VO is the tenant's, a host fact; a VM that merely claims it is not meant.
@@ -107,18 +107,19 @@ pub fn answer(question: &IpsQuestion, view: &View) -> IpsAnswer {
         expect(instance, &of_pilot, &mut rows);
     }
     let mut unattributed_flows = 0;
+    let hidden = Index::new(&view.translations);
     for flow in &view.flows {
         match belongs(question, flow, view, &of_pilot) {
             Belongs::Yes => {
                 count(flow, &mut rows);
-                told(flow, view, &mut rows);
+                told(flow, &hidden, &mut rows);
             }
             Belongs::Perhaps => unattributed_flows += 1,
             Belongs::No => {}
         }
     }
     if question.pilot.is_none() {
-        behind(&instances, view, &mut rows);
+        behind(&instances, view, &hidden, &mut rows);
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
     let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
@@ -174,19 +175,19 @@ fn expect(instance: &Instance, payloads: &[&Payload], rows: &mut BTreeMap<Key, I
 }
 
 /// The flow's translation where its record does not have it.
-fn told(flow: &Flow, view: &View, rows: &mut BTreeMap<Key, IpsRow>) {
-    let public = |hidden: Hidden<'_>| (hidden.public().ip, hidden.translation.why.as_str() != "several");
-    let fitting = Hidden::all(&view.translations).filter(|hidden| hidden.face.is_hidden() && hidden.fits(flow));
-    let publics: BTreeMap<IpAddr, bool> = fitting.map(public).collect();
+fn told(flow: &Flow, hidden: &Index<'_>, rows: &mut BTreeMap<Key, IpsRow>) {
+    let public = |hidden: &Hidden<'_>| (hidden.public().ip, hidden.translation.why.as_str() != "several");
+    let publics: BTreeMap<IpAddr, bool> = hidden.fitting(flow).map(|(_, hidden)| public(hidden)).collect();
     for (ip, certain) in publics.into_iter().filter(|(ip, _)| flow.post_nat.is_none_or(|nat| nat.ip != *ip)) {
         add(flow, (ip, AddressKind::PostNat), certain, rows);
     }
 }
 
 /// Translations of addresses that the VMs were given, where no flow shows them.
-fn behind(instances: &[&Instance], view: &View, rows: &mut BTreeMap<Key, IpsRow>) {
-    let unseen = |hidden: &Hidden<'_>| hidden.face.is_hidden() && !view.flows.iter().any(|flow| hidden.fits(flow));
-    for hidden in Hidden::all(&view.translations).filter(unseen) {
+fn behind(instances: &[&Instance], view: &View, hidden: &Index<'_>, rows: &mut BTreeMap<Key, IpsRow>) {
+    let seen: BTreeSet<usize> =
+        view.flows.iter().flat_map(|flow| hidden.fitting(flow).map(|(number, _)| number)).collect();
+    for (_, hidden) in hidden.iter().filter(|(number, _)| !seen.contains(number)) {
         for instance in instances.iter().filter(|instance| hidden.is_given_to(instance)) {
             let place = (&instance.id, instance.domain, &instance.host);
             let row = row(rows, hidden.public().ip, AddressKind::PostNat, place);

@@ -2,7 +2,7 @@
 //! flows when a question is asked. The tuple at the tap is all that ties the two together, so whatever fits is named.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -121,6 +121,38 @@ impl<'a> Hidden<'a> {
             ended: told.ended,
             why: told.why.clone(),
         }
+    }
+}
+
+/// Hidden ends by what a tap calls them: a day of a VO has as many flows as it likes, and so many translations.
+pub(crate) struct Index<'a> {
+    all: Vec<Hidden<'a>>,
+    by: HashMap<(u8, Endpoint, Endpoint), Vec<usize>>,
+}
+
+impl<'a> Index<'a> {
+    /// Of those whose public side another than the tap sees.
+    pub(crate) fn new(translations: &'a [Translation]) -> Self {
+        let all: Vec<_> = Hidden::all(translations).filter(|hidden| hidden.face.is_hidden()).collect();
+        let mut by: HashMap<_, Vec<usize>> = HashMap::new();
+        for (number, Hidden { translation, face }) in all.iter().enumerate() {
+            let key = (translation.proto, Endpoint::new(face.local), Endpoint::new(face.peer));
+            by.entry(key).or_default().push(number);
+        }
+        Self { all, by }
+    }
+
+    /// Those that the flow can be, by number.
+    pub(crate) fn fitting(&self, flow: &Flow) -> impl Iterator<Item = (usize, &Hidden<'a>)> {
+        let key = (flow.proto, Endpoint::new(flow.local()), Endpoint::new(flow.peer()));
+        let numbers = self.by.get(&key).into_iter().flatten();
+        let hidden = numbers.filter_map(|number| Some((*number, self.all.get(*number)?)));
+        hidden.filter(|(_, hidden)| hidden.fits(flow))
+    }
+
+    /// All, by number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Hidden<'a>)> {
+        self.all.iter().enumerate()
     }
 }
 
