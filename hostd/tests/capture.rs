@@ -282,6 +282,31 @@ fn every_frame_is_metered_or_counted_as_lost() {
     assert_eq!((report.unqueued, report.ended.is_some()), (0, true));
 }
 
+/// A witness with a bug.
+struct Broken;
+
+impl hostd::meter::Witness for Broken {
+    fn control(&mut self, _: &hostd::meter::Frame<'_>, _: hostd::meter::Control) {
+        panic!("a frame that nobody thought of");
+    }
+}
+
+#[test]
+fn a_bug_in_a_taps_thread_ends_its_capture_and_is_seen_to() {
+    if !isolated() {
+        return;
+    }
+    ip(&["link", "add", "v0", "type", "veth", "peer", "name", "v1"]);
+    net::up(&["v0", "v1"]);
+    let (queues, tap) = (TapQueues::default(), name("v0"));
+    let source = floor().open(&tap).unwrap();
+    let meter = Meter::with_witness(MeterOptions::default(), None, Broken);
+    let capture = TapCapture::start(&tap, source, meter, queues.open(observed(1, "v0"))).unwrap();
+    Sender::new("v1").send(&udp((68, 67), 60));
+    drain(&queues, &[1]);
+    assert!(capture.ended().is_some(), "when its queue ends, that is known");
+}
+
 #[test]
 fn a_name_that_is_used_again_is_another_interface() {
     if !isolated() {

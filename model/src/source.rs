@@ -3,7 +3,7 @@
 //! | basis | whose word | forged by |
 //! |---|---|---|
 //! | `cloud` | Nova's ports, OpenNebula's leases, libvirt's filter parameters in the domain XML | who controls the cloud |
-//! | `dhcp` | a server's acknowledgement of what the VM asked for, seen on its way to the VM | a neighbour on the same link who helps the VM |
+//! | `dhcp` | a server's acknowledgement of what the VM asked for, seen on its way to the VM | a helper of the VM's whose datagrams reach its port 68 |
 //! | `announced` | the VM's own ARP or neighbour discovery | the VM |
 //!
 //! Each address family is judged by itself: a filter that names an IPv4 address says nothing about IPv6.
