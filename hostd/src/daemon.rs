@@ -27,7 +27,7 @@ use crate::{
     payloads::FromLedger,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
-    service::{Feeds, Service, ServiceOptions},
+    service::{Ended, Feeds, Service, ServiceOptions},
     status::{self, StatusError},
     vm::lost,
 };
@@ -99,6 +99,9 @@ pub enum DaemonError {
     /// An interface cannot be captured.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// What nobody told to end. systemd starts hostd again.
+    #[error("{0}; the log before this says why")]
+    Ended(#[from] Ended),
     /// Threads, signals.
     #[error("the system refuses a thread or a signal handler")]
     System(#[from] io::Error),
@@ -225,14 +228,14 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(host = %config.host, "hostd runs");
-    service.run(inputs, stopped).await;
+    let outcome = service.run(inputs, stopped).await;
     watcher.abort();
     reloader.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     // The ledger's last write; a panic there has been reported by the thread itself.
     let _ = tokio::task::spawn_blocking(move || ledger.join()).await;
     tracing::info!("hostd has stopped");
-    Ok(())
+    Ok(outcome?)
 }
 
 fn follow_nat(config: &Config) -> Result<Nat, NatError> {

@@ -133,8 +133,10 @@ impl Recorder {
     /// Queues a fact; `done` is called when it is durable, and dropped when it could not be kept.
     pub async fn submit(&self, fact: Fact, link: Option<LinkPosition>, done: Option<Durable>) {
         let record = FactRecord { recorded: SystemClock.now(), fact, link };
-        if let Ok(place) = self.places.facts.acquire().await {
-            place.forget();
+        tokio::select! {
+            Ok(place) = self.places.facts.acquire() => place.forget(),
+            // Nobody gives places back any more.
+            () = self.queue.closed() => {}
         }
         // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
         let _ = self.queue.send(Entry::Fact(Box::new(record), done));
@@ -150,6 +152,11 @@ impl Recorder {
     pub async fn has_room(&self) {
         // It is given back at once: who has waited takes it with `flow`. Nobody closes the semaphore.
         drop(self.places.flows.acquire().await);
+    }
+
+    /// Waits until its thread has ended.
+    pub async fn ended(&self) {
+        self.queue.closed().await;
     }
 
     /// Queues a flow if there is a place; whether there was.

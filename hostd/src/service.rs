@@ -108,6 +108,17 @@ pub struct Service {
     starved: bool,
 }
 
+/// What the service cannot do without, and has ended; its thread has said why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// Nothing can be recorded any more.
+    #[error("the ledger's thread has ended")]
+    Ledger,
+    /// Nothing is heard of VMs any more.
+    #[error("the thread that follows libvirt has ended")]
+    Machines,
+}
+
 /// What others tell the service, and whom it asks.
 pub struct Feeds {
     /// News of VMs.
@@ -166,8 +177,11 @@ impl Service {
         (service, Inputs { links: link_events, machines, interfaces, asks })
     }
 
-    /// Runs until told to stop. Then ends every capture and writes what is left.
-    pub async fn run(mut self, mut inputs: Inputs, mut stop: oneshot::Receiver<()>) {
+    /// Runs until told to stop, or until something has ended that it cannot do without. Then ends every capture and writes what is left.
+    ///
+    /// # Errors
+    /// [`Ended`]: nobody told it to stop.
+    pub async fn run(mut self, mut inputs: Inputs, mut stop: oneshot::Receiver<()>) -> Result<(), Ended> {
         let mut coverage = tokio::time::interval(self.options.coverage);
         coverage.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut alive = tokio::time::interval(WATCHDOG);
@@ -177,9 +191,10 @@ impl Service {
         nat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut bans = self.options.bans.clone();
         let (queues, recorder) = (Arc::clone(&self.watching.queues), self.recorder.clone());
-        loop {
+        let outcome = loop {
             tokio::select! {
-                _ = &mut stop => break,
+                _ = &mut stop => break Ok(()),
+                () = recorder.ended() => break Err(Ended::Ledger),
                 _ = alive.tick() => {
                     // Without systemd there is nobody to tell.
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
@@ -187,7 +202,7 @@ impl Service {
                 Some(event) = inputs.links.recv() => self.link(event).await,
                 event = inputs.machines.recv() => match event {
                     Some(event) => self.machine(event).await,
-                    None => break,
+                    None => break Err(Ended::Machines),
                 },
                 Ok(()) = bans.changed() => self.spread_bans(),
                 Some(news) = inputs.interfaces.recv() => self.interface(news),
@@ -198,8 +213,9 @@ impl Service {
                 Some(ask) = inputs.asks.recv() => ask.answer(|| self.status()),
                 _ = nat.tick() => self.tell_translations().await,
             }
-        }
+        };
         self.stop().await;
+        outcome
     }
 
     async fn stop(mut self) {

@@ -81,6 +81,14 @@ async fn what_leaves_from_no_lease_is_told_once_and_counted() {
     assert!(told[1].detail["last"].contains("10.0.0.5:61004"), "{told:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_ledger_the_service_ends_and_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let host = Host::start(root.path());
+    let _listener = host.boot(root.path(), 1).await;
+    assert_eq!(host.without_ledger().await, Err(Ended::Ledger));
+}
+
 /// A look at all domains may meet one before libvirt says that it has started.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_is_told_after_the_look_is_no_second_run() {

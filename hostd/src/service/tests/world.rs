@@ -71,7 +71,8 @@ pub struct Host {
     pub asks: mpsc::Sender<Ask>,
     pub nat: crate::nat::Nat,
     stop: oneshot::Sender<()>,
-    service: JoinHandle<()>,
+    service: JoinHandle<Result<(), Ended>>,
+    recorder: Recorder,
     ledger: std::thread::JoinHandle<()>,
 }
 
@@ -100,7 +101,7 @@ impl Host {
         let (recheck, rechecks) = mpsc::channel(64);
         let (interfaces, link_news) = mpsc::channel(64);
         let feeds = Feeds { machines: machine_events, recheck, interfaces: link_news, asks: asked };
-        let (service, inputs) = Service::new(options, recorder, recovered, feeds);
+        let (service, inputs) = Service::new(options, recorder.clone(), recovered, feeds);
         let (taps, (stop, stopped)) = (Arc::clone(&service.watching.queues), oneshot::channel());
         let service = tokio::spawn(service.run(inputs, stopped));
         Self {
@@ -115,6 +116,7 @@ impl Host {
             nat,
             stop,
             service,
+            recorder,
             ledger,
         }
     }
@@ -129,12 +131,18 @@ impl Host {
         self.settled().await;
         drop(self.senders);
         self.stop.send(()).unwrap();
-        self.service.await.unwrap();
+        self.service.await.unwrap().unwrap();
         self.ledger.join().unwrap();
         let all = TimeRange::new(Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX)).unwrap();
         let ledger = Ledger::open(&[root.join("ledger")]).unwrap();
         let flows = vestigo_ledger::FlowFilter { range: all, ip: None, vo: None };
         (ledger.facts(all).unwrap(), ledger.flows(&flows).unwrap())
+    }
+
+    /// The ledger's thread ends by itself; gives what that makes of the service.
+    pub async fn without_ledger(self) -> Result<(), Ended> {
+        self.recorder.stop();
+        self.service.await.unwrap()
     }
 
     /// What the service shows.
