@@ -123,6 +123,7 @@ impl Nat {
     pub fn start(host: HostId, options: WatchOptions) -> Result<(Self, JoinHandle<()>), NatError> {
         let nat = Self::new(host, options.book);
         let (shared, stop) = (Arc::clone(&nat.shared), Arc::clone(&nat.stop));
+        let ending = Ending(Arc::clone(&nat.shared));
         let watch = Watch {
             options,
             shared,
@@ -132,7 +133,10 @@ impl Nat {
             next: 1,
             buffer: vec![0; DATAGRAM],
         };
-        let thread = std::thread::Builder::new().name("nat".into()).spawn(move || watch.run())?;
+        let thread = std::thread::Builder::new().name("nat".into()).spawn(move || {
+            let _ending = ending;
+            watch.run();
+        })?;
         Ok((nat, thread))
     }
 
@@ -209,6 +213,17 @@ impl Nat {
     /// Has the thread end, within a quarter of a second.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has coverage say that nothing is followed any more, however the thread comes to its end.
+struct Ending(Arc<Mutex<Shared>>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.faults.insert(OWN.to_owned(), "the thread that follows it has ended".to_owned());
+        shared.counters.namespaces = 0;
     }
 }
 
@@ -507,3 +522,7 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
