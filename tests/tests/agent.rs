@@ -394,7 +394,8 @@ fn what_leaves_from_no_lease_is_told(world: &World<'_>) -> Result<()> {
     // One of them is told at once and the rest counted; which family and protocol comes first is chance. The echo identifier is the
     // port after those of TCP and UDP.
     let ports = [61_001, 61_002];
-    let ours = ports.map(|port| [format!("10.77.0.11:{port} to 10.77.0.1:"), format!("[fd77::11]:{port} to [fd77::1]:")]);
+    let ours =
+        ports.map(|port| [format!("10.77.0.11:{port} to 10.77.0.1:"), format!("[fd77::11]:{port} to [fd77::1]:")]);
     let is_ours = |last: &String| ours.iter().flatten().any(|flow| last.contains(flow));
     ensure!(told.detail.get("last").is_some_and(is_ours), "{told:?}");
     let said = who(world.stack, &loose, &["--proto", "tcp"])?;
