@@ -27,6 +27,7 @@ pub(super) fn either(frame: &[u8], at: usize, wire_len: usize, speaks: bool) -> 
     }
 }
 
+#[inline(always)]
 pub(super) fn v4(frame: &[u8], at: usize, wire_len: usize, speaks: bool) -> Result<Packet, Undecodable> {
     const SHORTEST: usize = 20;
     const MORE_FRAGMENTS: u16 = 0x2000;
@@ -81,6 +82,7 @@ fn wide(bytes: &[u8]) -> u128 {
     bytes.first_chunk().map_or(0, |sixteen| u128::from_be_bytes(*sixteen))
 }
 
+#[inline(always)]
 fn blank(frame: &[u8], at: usize, length: usize) -> Packet {
     Packet {
         src: 0,

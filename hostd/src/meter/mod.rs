@@ -175,6 +175,7 @@ impl<W: Witness> Meter<W> {
     }
 
     /// Takes a frame of another link layer, as somebody decoded it.
+    #[inline(always)]
     pub fn decoded(&mut self, frame: &Frame<'_>, packet: Result<Packet, Undecodable>) {
         self.counts.frames += 1;
         match frame.heading {
@@ -205,6 +206,7 @@ impl<W: Witness> Meter<W> {
         }
     }
 
+    #[inline(always)]
     fn packet(&mut self, frame: &Frame<'_>, mut packet: Packet) {
         let time = frame.time.as_nanos();
         let seen = self.clock.packet(time);
