@@ -51,11 +51,13 @@ pub struct Audit {
 pub struct Verdict {
     /// Records of flows that a peer heard, under the name of who sent them; by protocol.
     pub right: BTreeMap<u8, usize>,
-    /// Records under another name, or under none; records of a payload that no peer heard.
+    /// Records under another name, or under none.
     pub wrong: Vec<String>,
+    /// Records of a payload, or of a part of the VM, that no peer has spoken of yet: a peer answers before it writes down whom.
+    pub unheard: Vec<String>,
     /// What a peer heard and no record tells of.
     pub missing: Vec<String>,
-    /// Records that no peer heard and that name no payload: by holder or reason.
+    /// Records that no peer heard and that name nobody: by reason.
     pub others: BTreeMap<String, Vec<String>>,
 }
 
@@ -132,10 +134,9 @@ impl Audit {
                     }
                 }
                 (None, Some(Some(payload))) if asks_for_neighbour(flow, payload) => verdict.other("neighbour", flow),
-                (None, Some(Some(payload))) if payload.claim.holder.is_payload() => {
-                    verdict.wrong.push(format!("no peer heard {:?}: {}", sender(payload), shown(flow)));
+                (None, Some(Some(payload))) => {
+                    verdict.unheard.push(format!("no peer heard {:?}: {}", sender(payload), shown(flow)));
                 }
-                (None, Some(Some(own))) => verdict.other(own.claim.holder.as_str(), flow),
                 (None, None) => verdict.other(&flow.attribution.reason, flow),
             }
         }

@@ -194,7 +194,7 @@ fn a_crowd(world: &World<'_>) -> Result<()> {
         let one = sender(&token).context("no sender")?;
         assert_eq!(audit.flows_of(&one), KINDS * TIMES, "the peer heard all of {one:?}");
     }
-    let verdict = compare(world, &audit)?;
+    let verdict = compare(world)?;
     assert_eq!(verdict.right.keys().copied().collect::<Vec<_>>(), [1, 6, 17, 58]);
     for (number, of_proto) in &verdict.right {
         let all = (PAYLOADS + 2) * TIMES * if matches!(*number, proto::TCP | proto::UDP) { 2 } else { 1 };
@@ -210,11 +210,11 @@ fn a_crowd(world: &World<'_>) -> Result<()> {
 }
 
 /// Waits until everything that the peer heard is in the ledger, and nothing else is that should not be.
-fn compare(world: &World<'_>, audit: &Audit) -> Result<Verdict> {
+fn compare(world: &World<'_>) -> Result<Verdict> {
     let last = std::cell::RefCell::default();
-    let verdict = process::wait_for("all flows in the ledger", WRITTEN, || {
+    let verdict = process::wait_for("all flows in the ledger, and heard", WRITTEN, || {
         let range = TimeRange { from: world.began, to: SystemClock.now() };
-        let verdict = audit.compare(&world.ledger()?, world.domain, range)?;
+        let verdict = world.ears.audit()?.compare(&world.ledger()?, world.domain, range)?;
         ensure!(
             verdict.wrong.is_empty(),
             "{} of {} records are wrong: {:#?}",
@@ -222,11 +222,11 @@ fn compare(world: &World<'_>, audit: &Audit) -> Result<Verdict> {
             verdict.right.values().sum::<usize>(),
             verdict.wrong
         );
-        let done = verdict.missing.is_empty();
-        *last.borrow_mut() = verdict.missing.clone();
+        let done = verdict.missing.is_empty() && verdict.unheard.is_empty();
+        *last.borrow_mut() = (verdict.missing.clone(), verdict.unheard.clone());
         Ok(done.then_some(verdict))
     })
-    .with_context(|| format!("never seen by hostd: {:?}", last.borrow()))?;
+    .with_context(|| format!("never seen by hostd, never heard by a peer: {:?}", last.borrow()))?;
     let others: Vec<_> = verdict.others.iter().map(|(reason, records)| (reason, records.len())).collect();
     eprintln!("records by protocol {:?}; others {others:?}", verdict.right);
     // What no lease can mark, each for a reason of its own: neighbours and groups, answers to nobody.
@@ -359,7 +359,7 @@ fn restarts_lose_nothing_and_count_nothing_twice(world: &World<'_>) -> Result<()
     assert_eq!(world.ended(began, "job-70")?.end.map(|end| end.exit), Some(Exit::Lost));
     pilot::run_well(world.vm, "atlas", "pilot-a", &[job(71, 1)])?;
     assert_eq!(world.ended(began, "job-71")?.end.map(|end| end.exit), Some(Exit::Code(0)));
-    compare(world, &world.ears.audit()?)?;
+    compare(world)?;
     let facts = world.facts(began)?;
     assert_eq!(facts.conflicting, []);
     assert_eq!(world.events(began, EventKind::LinkFault)?, []);
@@ -382,7 +382,7 @@ fn what_leaves_from_no_lease_is_told(world: &World<'_>) -> Result<()> {
     let began = SystemClock.now();
     // With the rules in place even a port out of a payload's block leaves as the system's.
     world.vm.console().check(&format!("{PING}; {}", talk("own-system", 1, 61_000)))?;
-    compare(world, &world.ears.audit()?)?;
+    compare(world)?;
     assert_eq!(world.events(began, EventKind::Contradiction)?, []);
     world.vm.console().check(&format!("nft delete table inet vestigo && {}", talk("loose", 1, 61_001)))?;
     let loose = process::wait_for("the loose call", WRITTEN, || {
