@@ -36,11 +36,13 @@ fn hostd(folder: &Path, hostd_toml: &str, vos_toml: Option<&str>, arguments: &[&
 fn whole(folder: &Path, more: &str) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(
-        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n",
+        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\nstatus.socket = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n",
         at("ledger"),
         at("spool"),
         at("channels"),
         at("vos.toml"),
+        // Not the machine's own: a hostd may run here.
+        at("status.sock"),
         at("pins"),
     )
 }
@@ -59,9 +61,9 @@ fn mistakes_in_files_end_with_2_and_name_the_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let cases = [
-        (whole(path, "[meter]\nactve = 5"), Some(""), vec!["hostd.toml, line 7", "unknown field `actve`"]),
-        (whole(path, "[record]\ncoverage = \"often\""), Some(""), vec!["line 7", "invalid type"]),
-        (whole(path, "[status]\ngroup = \"nosuch-group\""), Some(""), vec!["no group \"nosuch-group\"", "groupadd"]),
+        (whole(path, "[meter]\nactve = 5"), Some(""), vec!["hostd.toml, line 8", "unknown field `actve`"]),
+        (whole(path, "[record]\ncoverage = \"often\""), Some(""), vec!["line 8", "invalid type"]),
+        (whole(path, "status.group = \"nosuch-group\""), Some(""), vec!["no group \"nosuch-group\"", "groupadd"]),
         ("host = \"hv1".to_owned(), Some(""), vec!["hostd.toml, line 1"]),
         (whole(path, ""), Some("[[vo]]\nname = \"atlas\"\nproject = [\"x\"]\n"), vec!["vos.toml", "project"]),
     ];
