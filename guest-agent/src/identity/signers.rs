@@ -262,9 +262,12 @@ fn parse_line(line: &str) -> Result<Signer, String> {
         Ok(key) => ("", key),
         Err(_) => {
             let (options, rest) = split_options(rest);
-            let key = PublicKey::from_openssh(rest)
-                .map_err(|e| format!("no public key (as in id_ed25519.pub) after the principals and options: {e}"))?;
-            (options, key)
+            // The parser's words quote what stands inside the key, where anything may stand.
+            let no_key = |e: ssh_key::Error| {
+                let why = super::printable(&e.to_string());
+                format!("no public key (as in id_ed25519.pub) after the principals and options: {why}")
+            };
+            (options, PublicKey::from_openssh(rest).map_err(no_key)?)
         }
     };
     let principals = principals.into();
