@@ -36,7 +36,10 @@ mod writer;
 
 pub use durable::IoError;
 pub use error::LedgerError;
-pub use manifest::{FORMAT, FileEntry, Generations, Kind, Losses, Manifest, ManifestError, Sealed, VERSION, Validity};
+pub use manifest::{
+    FORMAT, FileEntry, Generations, Kind, Losses, MAX_ADDRESSES, MAX_BLIND, Manifest, ManifestError, Replaced, Sealed,
+    VERSION, Validity,
+};
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
 pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};

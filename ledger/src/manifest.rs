@@ -4,6 +4,7 @@
 
 use std::{
     fmt, fs,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -18,7 +19,11 @@ use crate::{
 /// Value of [`Manifest::format`].
 pub const FORMAT: &str = "vestigo-segment";
 /// Version of the manifest and of the files it lists. Readers take any version up to theirs.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// Most addresses that a manifest lists.
+pub const MAX_ADDRESSES: usize = 4096;
+/// Most stretches that a manifest lists as not seen.
+pub const MAX_BLIND: usize = 1024;
 
 const SUFFIX: &str = ".manifest.json";
 
@@ -36,11 +41,14 @@ pub enum Kind {
     Coverage,
     /// What happened.
     Events,
+    /// Who the pseudonyms in `payloads` are, each row sealed to whoever may know.
+    People,
 }
 
 impl Kind {
     /// All kinds, in the order in which they are written.
-    pub const ALL: [Self; 5] = [Self::Flows, Self::Instances, Self::Payloads, Self::Coverage, Self::Events];
+    pub const ALL: [Self; 6] =
+        [Self::Flows, Self::Instances, Self::Payloads, Self::Coverage, Self::Events, Self::People];
 
     /// The word in the file's name.
     #[must_use]
@@ -51,6 +59,7 @@ impl Kind {
             Self::Payloads => "payloads",
             Self::Coverage => "coverage",
             Self::Events => "events",
+            Self::People => "people",
         }
     }
 }
@@ -73,6 +82,18 @@ pub struct FileEntry {
     /// How long it is.
     pub bytes: u64,
     /// What it hashes to.
+    pub sha256: Digest,
+    /// What its rows hash to, whatever the file's encoding: what a compacted file must still yield. `None` before version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_sha256: Option<Digest>,
+}
+
+/// A segment whose rows another one holds now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// Its sequence number.
+    pub sequence: u64,
+    /// SHA-256 of its manifest file, which stays.
     pub sha256: Digest,
 }
 
@@ -129,6 +150,20 @@ pub struct Manifest {
     pub coverage: Option<TimeRange>,
     /// Host's clock when its records were written; `None` when it has none but carried facts.
     pub recorded: Option<TimeRange>,
+    /// Every address on the VMs' side that its records know of: own and translated ones of flows and `nat-binding` events,
+    /// expected and learnt ones of instances. Sorted. `None`: more than [`MAX_ADDRESSES`], or version 1; any may be in it.
+    #[serde(default)]
+    pub addresses: Option<Vec<IpAddr>>,
+    /// Within `coverage`, where its own statements leave something of what ran unseen or unsaid. Joined, in order.
+    /// `None`: more than [`MAX_BLIND`], or version 1; look inside.
+    #[serde(default)]
+    pub blind: Option<Vec<TimeRange>>,
+    /// Taps of VMs that its instances had.
+    #[serde(default)]
+    pub points: Option<u64>,
+    /// The segments whose rows it holds (compaction): theirs are not read any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaces: Vec<Replaced>,
     /// Its files.
     pub files: Vec<FileEntry>,
     /// The write-ahead log it replaces.

@@ -191,7 +191,7 @@ impl Ledger {
             let coverage = sealed.manifest.coverage.is_some_and(|c| range.overlaps(&c));
             for kind in kinds {
                 let touched = match kind {
-                    Kind::Flows => false,
+                    Kind::Flows | Kind::People => false,
                     Kind::Instances | Kind::Payloads => validity,
                     Kind::Coverage | Kind::Events => coverage,
                 };

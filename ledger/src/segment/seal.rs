@@ -60,7 +60,7 @@ pub(crate) fn write(
     folder.parent().map_or(Ok(()), durable::sync_folder)?;
     durable::sync_folder(order.root)?;
     let mut files = Vec::new();
-    for kind in Kind::ALL {
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::People) {
         step(kind.as_str())?;
         files.push(write_file(&folder, &segment, kind, content)?);
     }
@@ -76,6 +76,10 @@ pub(crate) fn write(
         facts: content.validity(),
         coverage: content.coverage_range(),
         recorded: content.recorded_range(),
+        addresses: None,
+        blind: None,
+        points: None,
+        replaces: Vec::new(),
         files,
         wal: order.wal,
         losses: content.losses,
@@ -96,6 +100,7 @@ fn write_file(folder: &Path, segment: &str, kind: Kind, content: &Content) -> Re
         rows: u64::try_from(batch.num_rows()).unwrap_or(u64::MAX),
         bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         sha256: Digest::of(&bytes),
+        rows_sha256: None,
     })
 }
 
