@@ -30,6 +30,7 @@ mod manifest;
 pub mod questions;
 mod reader;
 mod segment;
+pub mod sign;
 mod state;
 mod tasks;
 mod writer;
@@ -42,5 +43,6 @@ pub use manifest::{
 };
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
+pub use sign::{SignError, Signer, signers::Signers};
 pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

@@ -14,6 +14,7 @@ use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
 use crate::{
     durable::{self, IoError},
     segment::SegmentError,
+    sign::{SIGNATURE_SUFFIX, SignError, Signer},
 };
 
 /// Value of [`Manifest::format`].
@@ -25,7 +26,7 @@ pub const MAX_ADDRESSES: usize = 4096;
 /// Most stretches that a manifest lists as not seen.
 pub const MAX_BLIND: usize = 1024;
 
-const SUFFIX: &str = ".manifest.json";
+pub(crate) const SUFFIX: &str = ".manifest.json";
 
 /// What one file of a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -189,6 +190,9 @@ pub enum ManifestError {
         #[source]
         source: serde_json::Error,
     },
+    /// It cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// A newer program wrote it.
     #[error("{} has format {format} version {version}, but this program reads {FORMAT} up to {VERSION}; use a newer vestigo", path.display())]
     Version {
@@ -296,12 +300,16 @@ pub(crate) fn read(place: &Place) -> Result<Sealed, ManifestError> {
     Ok(Sealed { manifest, folder: place.folder.clone(), digest: Digest::of(&bytes) })
 }
 
-/// Writes a manifest: the moment at which its segment begins to exist.
-pub(crate) fn write(folder: &Path, manifest: Manifest) -> Result<Sealed, ManifestError> {
+/// Writes a manifest: the moment at which its segment begins to exist. Its signature lies there before it does.
+pub(crate) fn write(folder: &Path, manifest: Manifest, signer: Option<&Signer>) -> Result<Sealed, ManifestError> {
     let path = folder.join(format!("{}{SUFFIX}", manifest.segment));
     let malformed = |source| ManifestError::Malformed { path: path.clone(), source };
     let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(malformed)?;
     bytes.push(b'\n');
+    if let Some(signer) = signer {
+        let signature = signer.sign(&bytes)?;
+        durable::write_file(&crate::sign::beside(&path, SIGNATURE_SUFFIX), signature.as_bytes())?;
+    }
     durable::write_file(&path, &bytes)?;
     Ok(Sealed { manifest, folder: folder.to_owned(), digest: Digest::of(&bytes) })
 }

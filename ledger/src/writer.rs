@@ -14,6 +14,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,12 +22,13 @@ use vestigo_model::{Digest, FactRecord, Flow, HostId, Instance, LinkPosition, Pa
 
 use crate::{
     durable::{self, IoError},
-    entry::{Entry, EntryRef, Header, VERSION},
+    entry::{Entry, EntryRef, Head, Header, VERSION},
     error::LedgerError,
     frame,
     log::{self, Log, OpenLog},
     manifest::{self, Generations, Manifest},
     segment::{SegmentError, content, seal},
+    sign::Signer,
     state::State,
     tasks::TaskUse,
 };
@@ -89,6 +91,7 @@ pub struct Writer {
     retry: Option<Timestamp>,
     sequence: u64,
     head: Digest,
+    signer: Option<Arc<Signer>>,
     open: OpenLog,
     step: Step,
     _lock: File,
@@ -124,7 +127,7 @@ impl Writer {
             Some((generation, good)) => Log::open(root, generation, good, &open)?,
             None => {
                 let generation = sealed.covered + 1;
-                begin(root, &options.host, generation, &recovery.state)?;
+                begin(root, &options.host, generation, &recovery.state, sealed.head())?;
                 let length = file_length(&log::path(root, generation))?;
                 Log::open(root, generation, length, &open)?
             }
@@ -140,11 +143,17 @@ impl Writer {
             retry: None,
             sequence: sealed.sequence,
             head: sealed.digest,
+            signer: None,
             open,
             step: Box::new(|_| Ok(())),
             _lock: lock,
         };
         Ok((writer, recovered))
+    }
+
+    /// From now on every manifest is signed with this key.
+    pub fn sign_with(&mut self, signer: Arc<Signer>) {
+        self.signer = Some(signer);
     }
 
     /// Appends facts and flows, all or nothing. With facts, everything is durable when this returns (one sync for the
@@ -241,6 +250,7 @@ impl Writer {
             previous: self.head,
             wal: Generations { first, last },
             now,
+            signer: self.signer.as_deref(),
         };
         let sealed = seal::write(&order, &content, &mut self.step)?;
         self.sequence = sealed.manifest.sequence;
@@ -272,7 +282,8 @@ impl Writer {
         (self.step)("rotate")?;
         self.state.prune(now);
         let generation = self.log.generation + 1;
-        begin(&self.root, &self.options.host, generation, &self.state)?;
+        let head = SealedHead { sequence: self.sequence, digest: self.head, covered: 0 }.head();
+        begin(&self.root, &self.options.host, generation, &self.state, head)?;
         let length = file_length(&log::path(&self.root, generation))?;
         let next = Log::open(&self.root, generation, length, &self.open)?;
         self.pending.push(self.log.generation);
@@ -317,8 +328,9 @@ fn file_length(path: &Path) -> Result<u64, IoError> {
 }
 
 /// Writes a new generation: its header and what holds. Whole or absent, like every file of the ledger but the log's end.
-fn begin(root: &Path, host: &HostId, generation: u64, state: &State) -> Result<(), LedgerError> {
-    let header = Header { version: VERSION, host: host.clone(), generation, last_recorded: state.last_recorded };
+fn begin(root: &Path, host: &HostId, generation: u64, state: &State, head: Option<Head>) -> Result<(), LedgerError> {
+    let last_recorded = state.last_recorded;
+    let header = Header { version: VERSION, host: host.clone(), generation, last_recorded, head };
     let mut frames = Vec::new();
     encode(EntryRef::Header(&header), &mut frames)?;
     for record in state.facts() {
@@ -355,6 +367,13 @@ struct SealedHead {
     digest: Digest,
     /// Highest generation of the log that a segment holds.
     covered: u64,
+}
+
+impl SealedHead {
+    /// As the log's header says it.
+    fn head(&self) -> Option<Head> {
+        (self.sequence > 0).then_some(Head { sequence: self.sequence, sha256: self.digest })
+    }
 }
 
 fn sealed_head(root: &Path, host: &HostId) -> Result<SealedHead, LedgerError> {

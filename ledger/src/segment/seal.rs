@@ -19,6 +19,7 @@ use super::{SegmentError, content::Content, tables};
 use crate::{
     durable,
     manifest::{self, FORMAT, FileEntry, Generations, Kind, Manifest, Sealed, VERSION},
+    sign::Signer,
 };
 
 /// Rows that can be skipped at once by their statistics and bloom filters.
@@ -44,6 +45,7 @@ pub(crate) struct Order<'a> {
     pub(crate) previous: Digest,
     pub(crate) wal: Generations,
     pub(crate) now: Timestamp,
+    pub(crate) signer: Option<&'a Signer>,
 }
 
 /// Writes the segment. `step` is called before every durable step: tests crash there.
@@ -85,7 +87,7 @@ pub(crate) fn write(
         losses: content.losses,
         previous: order.previous,
     };
-    Ok(manifest::write(&folder, manifest)?)
+    Ok(manifest::write(&folder, manifest, order.signer)?)
 }
 
 fn write_file(folder: &Path, segment: &str, kind: Kind, content: &Content) -> Result<FileEntry, SegmentError> {
