@@ -21,18 +21,22 @@
 //! says what could not be seen.
 
 mod claims;
+pub mod compact;
 mod durable;
 mod entry;
 mod error;
 pub mod frame;
+pub mod holds;
 mod log;
 mod manifest;
 pub mod questions;
 mod reader;
+pub mod retention;
 mod segment;
 pub mod sign;
 mod state;
 mod tasks;
+pub mod verify;
 mod writer;
 
 pub use durable::IoError;

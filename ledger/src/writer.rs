@@ -21,6 +21,7 @@ use std::{
 use vestigo_model::{Digest, FactRecord, Flow, HostId, Instance, LinkPosition, Payload, Timestamp};
 
 use crate::{
+    compact::{Link, Prepared},
     durable::{self, IoError},
     entry::{Entry, EntryRef, Head, Header, VERSION},
     error::LedgerError,
@@ -256,6 +257,27 @@ impl Writer {
         self.sequence = sealed.manifest.sequence;
         self.head = sealed.digest;
         Ok(Some(SegmentInfo { folder: sealed.folder, manifest: sealed.manifest, digest: sealed.digest }))
+    }
+
+    /// Puts a compacted segment behind the newest one.
+    ///
+    /// # Errors
+    /// The disk's; the chain is as it was then.
+    pub fn adopt(&mut self, prepared: &Prepared, now: Timestamp) -> Result<SegmentInfo, LedgerError> {
+        let first = self.pending.first().copied().unwrap_or(self.log.generation);
+        let link = Link {
+            host: &self.options.host,
+            sequence: self.sequence + 1,
+            previous: self.head,
+            covered: first.saturating_sub(1),
+            signer: self.signer.as_deref(),
+            now,
+        };
+        let step = &mut self.step;
+        let sealed = prepared.commit(&link, &mut |name| Ok(step(name)?))?;
+        self.sequence = sealed.manifest.sequence;
+        self.head = sealed.digest;
+        Ok(SegmentInfo { folder: sealed.folder, manifest: sealed.manifest, digest: sealed.digest })
     }
 
     /// Removes every generation before the current one, also those that an earlier seal could not remove.
