@@ -3,6 +3,7 @@
 //! A segment exists from the moment its manifest has its final name; everything without one is rubble of a crash.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
 
 use crate::{
     durable::{self, IoError},
+    retention::tombstone,
     segment::SegmentError,
     sign::{SIGNATURE_SUFFIX, SignError, Signer},
 };
@@ -229,7 +231,10 @@ impl Sealed {
         if entry.name.contains('/') {
             return Err(content("its manifest leads out of its folder".to_owned()));
         }
-        let found = std::fs::metadata(&path).map_err(IoError::at("find", &path))?.len();
+        let found = match std::fs::metadata(&path).map_err(IoError::at("find", &path)) {
+            Ok(metadata) => metadata.len(),
+            Err(error) => return tombstone::accounts_for(self, entry)?.ok_or(error.into()).map(|()| None),
+        };
         if found != entry.bytes {
             let bytes = entry.bytes;
             return Err(content(format!(
@@ -238,6 +243,25 @@ impl Sealed {
         }
         Ok(Some(path))
     }
+}
+
+impl Manifest {
+    /// Its place among records: a compacted segment stands where the first of those that it replaces stood.
+    #[must_use]
+    pub fn order(&self) -> u64 {
+        self.replaces.iter().map(|old| old.sequence).min().unwrap_or(self.sequence)
+    }
+}
+
+/// The segments whose rows count, by host and place: those that another one replaces are left out.
+pub(crate) fn in_force(mut all: Vec<Sealed>) -> Vec<Sealed> {
+    let replaced: HashSet<(HostId, Digest)> = all
+        .iter()
+        .flat_map(|by| by.manifest.replaces.iter().map(|old| (by.manifest.host.clone(), old.sha256)))
+        .collect();
+    all.retain(|one| !replaced.contains(&(one.manifest.host.clone(), one.digest)));
+    all.sort_by(|a, b| (&a.manifest.host, a.manifest.order()).cmp(&(&b.manifest.host, b.manifest.order())));
+    all
 }
 
 /// Where a manifest lies; found by listing folders, without opening it.

@@ -107,3 +107,6 @@ pub fn verify(
     report.findings = findings.all;
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests;

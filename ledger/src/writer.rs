@@ -233,6 +233,7 @@ impl Writer {
         self.pending.clear();
         self.first = self.first_of_current()?;
         self.remove_covered()?;
+        self.note_head();
         Ok(info)
     }
 
@@ -277,7 +278,21 @@ impl Writer {
         let sealed = prepared.commit(&link, &mut |name| Ok(step(name)?))?;
         self.sequence = sealed.manifest.sequence;
         self.head = sealed.digest;
+        self.note_head();
         Ok(SegmentInfo { folder: sealed.folder, manifest: sealed.manifest, digest: sealed.digest })
+    }
+
+    /// Says in the log which segment is the newest one now. Nothing rests on it but that a tail which vanishes is missed, so a disk
+    /// that is full is no failure of the seal: the next generation begins with it anyway.
+    fn note_head(&mut self) {
+        let head = SealedHead { sequence: self.sequence, digest: self.head, covered: 0 }.head();
+        let (generation, last_recorded) = (self.log.generation, self.state.last_recorded);
+        let header = Header { version: VERSION, host: self.options.host.clone(), generation, last_recorded, head };
+        let mut frames = Vec::new();
+        let noted = encode(EntryRef::Header(&header), &mut frames).and_then(|()| Ok(self.log.append_own(&frames)?));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the log does not know the newest segment");
+        }
     }
 
     /// Removes every generation before the current one, also those that an earlier seal could not remove.

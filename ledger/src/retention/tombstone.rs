@@ -1,4 +1,5 @@
-//! The proof that a segment's data were removed on purpose: `<segment>.<what>.tombstone.json`, signed.
+//! The proof that a segment's data were removed on purpose, signed: `<segment>.tombstone.json` when they were too old,
+//! `<segment>.moved-….tombstone.json` when the disk was full and the object store has them.
 //!
 //! ```text
 //!   1. signature   2. tombstone: from here on the removal is decided   3. the files go
@@ -17,6 +18,7 @@ use vestigo_model::{Digest, HostId, Timestamp};
 use crate::{
     durable::{self, IoError},
     manifest::{FileEntry, Kind, Sealed},
+    segment::SegmentError,
     sign::{self, SIGNATURE_SUFFIX, SignError, Signer, TOMBSTONE_NAMESPACE},
 };
 
@@ -192,11 +194,11 @@ impl Tombstone {
     /// Its file's name: one per segment and occasion, so that none is ever rewritten.
     fn file_name(&self) -> String {
         let what = match &self.why {
-            Why::Expired { .. } => "expired",
-            Why::Moved { .. } if self.files.iter().any(|file| file.kind == Kind::Flows) => "moved-flows",
-            Why::Moved { .. } => "moved-facts",
+            Why::Expired { .. } => "",
+            Why::Moved { .. } if self.files.iter().any(|file| file.kind == Kind::Flows) => ".moved-flows",
+            Why::Moved { .. } => ".moved-facts",
         };
-        format!("{}.{what}{SUFFIX}", self.segment)
+        format!("{}{what}{SUFFIX}", self.segment)
     }
 
     /// Whether it accounts for the absence of this file of the segment with this manifest.
@@ -242,6 +244,22 @@ pub fn in_folder(folder: &Path, names: &[String]) -> Result<(Vec<Found>, Vec<Pat
         }
     }
     Ok((found, unreadable))
+}
+
+/// Whether a file that is not there was removed because of its age: there is nothing to read then. One that was moved to the object
+/// store is missed: an answer without it would say that nothing had been.
+pub(crate) fn accounts_for(sealed: &Sealed, entry: &FileEntry) -> Result<Option<()>, SegmentError> {
+    let (found, _) = in_folder(&sealed.folder, &durable::names(&sealed.folder)?)?;
+    let stones = found.into_iter().map(|found| found.tombstone).filter(|stone| stone.covers(sealed.digest, entry));
+    match stones.map(|stone| stone.why).min_by_key(|why| matches!(why, Why::Moved { .. })) {
+        None => Ok(None),
+        Some(Why::Expired { .. }) => Ok(Some(())),
+        Some(Why::Moved { vault, .. }) => {
+            let path = sealed.folder.join(&entry.name);
+            let what = format!("it was moved to {vault} when the disk was full; ask there, with --ledger");
+            Err(SegmentError::Content { path, what })
+        }
+    }
 }
 
 /// Removes the files that tombstones in this folder have decided on and a crash left. Bytes that came free.

@@ -40,6 +40,15 @@ pub(crate) fn sorted(kind: Kind, batch: &RecordBatch) -> Result<RecordBatch, Arr
 pub fn rows_digest(_kind: Kind, batch: &RecordBatch) -> Result<Digest, ArrowError> {
     let schema = batch.schema();
     let columns: Vec<_> = schema.fields().iter().zip(batch.columns()).filter(|(f, _)| f.name() != "segment").collect();
+    let columns: Vec<(_, ArrayRef)> = columns
+        .into_iter()
+        .map(|(f, c)| match c.data_type() {
+            arrow::datatypes::DataType::Timestamp(..) => {
+                Ok((f, arrow::compute::cast(c, &arrow::datatypes::DataType::Int64)?))
+            }
+            _ => Ok((f, std::sync::Arc::clone(c))),
+        })
+        .collect::<Result<_, ArrowError>>()?;
     let options = FormatOptions::default().with_null("\u{0}");
     let formats =
         columns.iter().map(|(_, c)| ArrayFormatter::try_new(c.as_ref(), &options)).collect::<Result<Vec<_>, _>>()?;

@@ -244,9 +244,12 @@ fn log_headers(root: &Path) -> Result<Vec<(HostId, u64, Option<Head>)>, IoError>
     let mut headers = Vec::new();
     for generation in generations {
         let Ok(read) = log::read(&log::path(root, generation)) else { continue };
-        if let Some(Entry::Header(header)) = read.entries.into_iter().next() {
-            headers.push((header.host, generation, header.head));
-        }
+        // The first says whose log it is; a later one, which segment was sealed meanwhile.
+        let of = read.entries.into_iter().filter_map(|entry| match entry {
+            Entry::Header(header) => Some((header.host, generation, header.head)),
+            _ => None,
+        });
+        headers.extend(of);
     }
     Ok(headers)
 }
