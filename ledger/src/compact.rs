@@ -48,3 +48,6 @@ pub enum CompactError {
 
 /// Called before every durable step, so that tests can crash there.
 pub(crate) type Step<'a> = &'a mut dyn FnMut(&str) -> Result<(), CompactError>;
+
+#[cfg(test)]
+mod tests;

@@ -21,7 +21,7 @@ use std::{
 use vestigo_model::{Digest, FactRecord, Flow, HostId, Instance, LinkPosition, Payload, Timestamp};
 
 use crate::{
-    compact::{Link, Prepared},
+    compact::{CompactError, Link, Prepared},
     durable::{self, IoError},
     entry::{Entry, EntryRef, Head, Header, VERSION},
     error::LedgerError,
@@ -265,6 +265,16 @@ impl Writer {
     /// # Errors
     /// The disk's; the chain is as it was then.
     pub fn adopt(&mut self, prepared: &Prepared, now: Timestamp) -> Result<SegmentInfo, LedgerError> {
+        let sequence = self.sequence + 1;
+        self.adopt_by_steps(prepared, now, &mut |_| Ok(())).inspect_err(|_| prepared.withdraw(sequence))
+    }
+
+    pub(crate) fn adopt_by_steps(
+        &mut self,
+        prepared: &Prepared,
+        now: Timestamp,
+        step: &mut dyn FnMut(&str) -> Result<(), CompactError>,
+    ) -> Result<SegmentInfo, LedgerError> {
         let first = self.pending.first().copied().unwrap_or(self.log.generation);
         let link = Link {
             host: &self.options.host,
@@ -274,8 +284,7 @@ impl Writer {
             signer: self.signer.as_deref(),
             now,
         };
-        let step = &mut self.step;
-        let sealed = prepared.commit(&link, &mut |name| Ok(step(name)?))?;
+        let sealed = prepared.commit(&link, step)?;
         self.sequence = sealed.manifest.sequence;
         self.head = sealed.digest;
         self.note_head();

@@ -12,7 +12,7 @@ use crate::{
         VERSION, Validity,
     },
     segment::scan,
-    sign::{SIGNATURE_SUFFIX, Signer},
+    sign::Signer,
 };
 
 /// A place at the end of a host's chain, lent by its one writer.
@@ -39,27 +39,24 @@ impl Prepared {
     /// Puts the segment into the chain.
     pub(crate) fn commit(&self, link: &Link<'_>, step: Step<'_>) -> Result<Sealed, CompactError> {
         let manifest = self.manifest(link)?;
-        let mut named = Vec::new();
-        let done = self.name_files(&manifest, &mut named, step).and_then(|()| {
-            step("manifest")?;
-            Ok(manifest::write(&self.folder, manifest.clone(), link.signer)?)
-        });
-        if done.is_err() {
-            // The next segment takes this number under another name: what stays here would be listed by nobody.
-            let manifest = format!("{}{}", manifest.segment, manifest::SUFFIX);
-            let signature = format!("{manifest}{SIGNATURE_SUFFIX}");
-            named.extend([manifest, signature].map(|name| self.folder.join(name)));
-            named.iter().for_each(|path| drop(fs::remove_file(path)));
-        }
-        done
+        self.name_files(&manifest, step)?;
+        step("manifest")?;
+        Ok(manifest::write(&self.folder, manifest, link.signer)?)
     }
 
-    fn name_files(&self, manifest: &Manifest, named: &mut Vec<PathBuf>, step: Step<'_>) -> Result<(), CompactError> {
+    /// Removes what a commit that failed has named already: the next segment takes its number under another name, and then nobody
+    /// would list these files. They are written again from what was sealed.
+    pub(crate) fn withdraw(&self, sequence: u64) {
+        let names = durable::names(&self.folder).unwrap_or_default();
+        let own = names.iter().filter(|name| !name.starts_with('.') && manifest::sequence_of(name) == Some(sequence));
+        own.for_each(|name| drop(fs::remove_file(self.folder.join(name))));
+    }
+
+    fn name_files(&self, manifest: &Manifest, step: Step<'_>) -> Result<(), CompactError> {
         for ((from, _), entry) in self.files.iter().zip(&manifest.files) {
             step("name")?;
             let to = self.folder.join(&entry.name);
             fs::rename(from, &to).map_err(IoError::at("rename the new file to", &to))?;
-            named.push(to);
         }
         Ok(durable::sync_folder(&self.folder)?)
     }

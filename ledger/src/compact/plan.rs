@@ -72,14 +72,16 @@ fn plan_folder(folder: &Path, options: CompactOptions, plans: &mut Vec<CompactPl
         .filter(|name| name.ends_with(".parquet") && !name.starts_with('.'))
         .filter_map(|name| manifest::sequence_of(name))
         .collect();
-    places.retain(|place| with_files.contains(&place.sequence));
-    if places.len() < 2 {
+    if with_files.len() < 2 {
         return Ok(());
     }
     places.sort_by_key(|place| place.sequence);
+    let all: Vec<Sealed> = places.iter().map(manifest::read).collect::<Result<_, _>>()?;
+    // What a compacted segment holds already and a crash kept from being removed must not become part of another one.
+    let replaced: BTreeSet<u64> = all.iter().flat_map(|by| &by.manifest.replaces).map(|old| old.sequence).collect();
+    let files = |sealed: &Sealed| with_files.contains(&sealed.manifest.sequence);
     let (mut run, mut rows) = (Vec::<Sealed>::new(), BTreeMap::new());
-    for place in places {
-        let sealed = manifest::read(&place)?;
+    for sealed in all.into_iter().filter(|one| files(one) && !replaced.contains(&one.manifest.sequence)) {
         let fits = is_whole(&sealed)
             && run.last().is_none_or(|last| last.manifest.sequence + 1 == sealed.manifest.sequence)
             && sealed.manifest.files.iter().all(|f| rows.get(&f.kind).unwrap_or(&0) + f.rows <= options.max_rows);
