@@ -7,3 +7,6 @@ pub mod plan;
 pub mod pressure;
 pub mod receipt;
 pub mod tombstone;
+
+#[cfg(test)]
+mod tests;

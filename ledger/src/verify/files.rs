@@ -216,6 +216,9 @@ impl Files<'_> {
         // What is wrong with a manifest or a tombstone has been told.
         let own = |name: &&String| name.ends_with(manifest::SUFFIX) || name.ends_with(tombstone::SUFFIX);
         listed.extend(names.iter().filter(own).flat_map(|name| signed(name)));
+        // A removal that a crash stopped before it was decided: it accounts for nothing, and the next run decides it.
+        let undecided = format!("{}{SIGNATURE_SUFFIX}", tombstone::SUFFIX);
+        listed.extend(names.iter().filter(|name| name.ends_with(&undecided)).cloned());
         listed
     }
 }
