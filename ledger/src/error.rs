@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vestigo_model::HostId;
 
-use crate::{durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError};
+use crate::{compact::CompactError, durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError};
 
 /// Why the ledger could not do what was asked. After any of these from a [`crate::Writer`] the writer is still consistent:
 /// nothing of the failed call was kept, and the call may be repeated.
@@ -47,4 +47,7 @@ pub enum LedgerError {
     /// A manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Compaction.
+    #[error(transparent)]
+    Compact(#[from] CompactError),
 }

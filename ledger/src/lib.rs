@@ -21,17 +21,22 @@
 //! says what could not be seen.
 
 mod claims;
+pub mod compact;
 mod durable;
 mod entry;
 mod error;
 pub mod frame;
+pub mod holds;
 mod log;
 mod manifest;
 pub mod questions;
 mod reader;
+pub mod retention;
 mod segment;
+pub mod sign;
 mod state;
 mod tasks;
+pub mod verify;
 mod writer;
 
 pub use durable::IoError;
@@ -42,5 +47,6 @@ pub use manifest::{
 };
 pub use reader::{Facts, Ledger};
 pub use segment::{SegmentError, scan::FlowFilter};
+pub use sign::{SignError, Signer, signers::Signers};
 pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

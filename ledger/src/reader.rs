@@ -82,7 +82,7 @@ impl Ledger {
         live.retain(|l| covered.get(&l.host).is_none_or(|last| l.generation > *last));
         live.sort_by(|a, b| (&a.host, a.generation).cmp(&(&b.host, b.generation)));
         live.dedup_by(|a, b| (&a.host, a.generation) == (&b.host, b.generation));
-        Ok(Self { sealed, live })
+        Ok(Self { sealed: manifest::in_force(sealed), live })
     }
 
     /// The manifests, by host and sequence.
