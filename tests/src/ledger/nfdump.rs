@@ -1,0 +1,1 @@
+//! The same flows for nfdump.
