@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use vestigo_model::{Fact, Holder, Lease, Payload, TimeRange, Timestamp, Vo};
-use vestigo_tests::ledger::{Shape, Site, ask::Vestigo, day::day, truth::Truth, write};
+use vestigo_tests::ledger::{Shape, Site, ask::Vestigo, day::day, nfdump, truth::Truth, write};
 
 const TOLERANCE: Duration = Duration::from_secs(2);
 
@@ -71,4 +71,26 @@ fn vestigo_finds_the_truth() {
         assert_eq!(vestigo.pilots(user.subject.as_str(), whole).unwrap(), expected, "{user}");
     }
     assert!(runs > 5, "{runs}");
+}
+
+#[test]
+fn nfdump_reads_the_same_flows() {
+    let folder = tempfile::tempdir().unwrap();
+    let site = Site::new(Shape::small()).unwrap();
+    nfdump::write(&site, folder.path(), 2, |_| ()).unwrap();
+    let all = folder.path().display().to_string();
+    assert_eq!(nfdump::ask(&["-R", &all], "any").unwrap().0, site.shape.flows);
+    let truth = Truth::new(&site);
+    for number in [1, 2, 4, 5, 7, 8] {
+        let flow = truth.point(number).unwrap().flow;
+        let (ip, _) = flow.local();
+        let found = nfdump::ask(&["-R", &all], &format!("ip {ip}")).unwrap();
+        let known = truth.flows_of(ip, range(site.shape.start(), site.shape.end())).unwrap();
+        let known = known.values().fold((0, 0), |sum, of| (sum.0 + of.flows, sum.1 + of.bytes));
+        assert_eq!(found, known, "{ip}");
+        let file = nfdump::file(folder.path(), flow.last).display().to_string();
+        let tuple = format!("src ip {} and src port {} and dst port {}", flow.orig_ip, flow.orig_port, flow.resp_port);
+        let found = nfdump::ask(&["-r", &file], &tuple).unwrap();
+        assert!(found.0 >= 1 && found.1 >= flow.orig_bytes + flow.resp_bytes, "{flow:?}: {found:?}");
+    }
 }
