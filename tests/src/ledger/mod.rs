@@ -14,6 +14,7 @@
 pub mod ask;
 pub mod day;
 pub mod draw;
+pub mod engines;
 pub mod machines;
 pub mod nfdump;
 pub mod shape;
