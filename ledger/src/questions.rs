@@ -70,7 +70,7 @@ impl Ledger {
             to: hull.to.max(flow.last + TOLERANCE),
         });
         let facts = self.facts(hull)?;
-        Ok(View { flows, beside, floods: Vec::new(), facts, extent: self.extent(), translations })
+        Ok(View { flows, beside, floods: Vec::new(), facts, extent: self.extent()?, translations })
     }
 
     /// The flows that have any of the addresses, each once, by first packet. How many addresses there are a guest decides, who can send from
@@ -96,7 +96,7 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn who(&self, question: &who::WhoQuestion) -> Result<who::WhoAnswer, LedgerError> {
-        let translations = nat::merged(self.translations(question.range)?);
+        let translations = nat::merged(self.scope(question.range)?.translations(question.range)?);
         let mut asked = nat::behind(question, &translations);
         asked.insert(question.ip.to_canonical());
         let mut flows = self.flows_of(question.range, &asked)?;
@@ -115,7 +115,7 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn ips(&self, question: &ips::IpsQuestion) -> Result<ips::IpsAnswer, LedgerError> {
         let filter = FlowFilter { range: question.range, ip: None, vo: Some(question.vo.clone()) };
-        let translations = nat::merged(self.translations(question.range)?);
+        let translations = nat::merged(self.scope(question.range)?.translations(question.range)?);
         Ok(ips::answer(question, &self.view(question.range, self.flows(&filter)?, Vec::new(), translations)?))
     }
 
@@ -124,7 +124,7 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn pilots(&self, question: &pilots::PilotsQuestion) -> Result<pilots::PilotsAnswer, LedgerError> {
-        let extent = self.extent();
+        let extent = self.extent()?;
         let Some(range) = question.range.or(extent) else {
             return Ok(pilots::PilotsAnswer::default());
         };
