@@ -161,7 +161,17 @@ impl Ledger {
 
     /// The segments and logs in which records of the range can lie.
     pub(crate) fn scope(&self, range: TimeRange) -> Result<Scope<'_>, LedgerError> {
-        Ok(Scope::new(self, catalog::segments(&self.stores, &self.cache, &Days::of(range))?))
+        self.scope_of(&Days::of(range))
+    }
+
+    /// The segments in folders of these days.
+    pub(crate) fn scope_of(&self, days: &Days) -> Result<Scope<'_>, LedgerError> {
+        Ok(Scope::new(self, catalog::segments(&self.stores, &self.cache, days)?))
+    }
+
+    /// The places asked.
+    pub(crate) fn stores(&self) -> &[Arc<dyn Store>] {
+        &self.stores
     }
 
     /// The manifest of a segment, read from where it lies: it has to be the one that the catalog knows.

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
-use vestigo_model::Flow;
+use vestigo_model::{Fact, Flow, Payload};
 
 use super::{
     pick::Scope,
     query::FlowQuery,
+    rows::Test,
     scan::{self, Opened},
 };
 use crate::{
@@ -94,6 +95,61 @@ impl Scope<'_> {
         self.only(|segment| wanted.contains(&segment.digest)).flows(query)
     }
 
+    /// Every payload record with one of the values in one of the columns, as written: no record's claim is weighed against another's.
+    pub(crate) fn payloads_by(
+        &self,
+        columns: &'static [&'static str],
+        values: &[String],
+    ) -> Result<Vec<Payload>, LedgerError> {
+        let (mut found, mut kept) = (Vec::new(), Vec::new());
+        let test = Test { columns, values: values.iter().cloned().collect() };
+        let with_claims: Vec<_> = self.segments.iter().filter(|one| one.rows(Kind::Payloads) > 0).cloned().collect();
+        for (segment, known) in self.ruled(Kind::Payloads, with_claims, &[(columns, values.to_vec())]) {
+            let Some(source) = self.open(&segment, Kind::Payloads)? else { continue };
+            let opened = Opened::new(source)?;
+            if !known {
+                self.keep(&mut kept, &segment, Kind::Payloads, &opened)?;
+            }
+            opened.facts(None, vec![test.clone()], |record| {
+                if let Fact::Payload(payload) = record.fact {
+                    found.push(payload);
+                }
+            })?;
+        }
+        self.ledger.cache.keep(&kept);
+        found.extend(self.live_payloads());
+        Ok(found)
+    }
+
+    fn live_payloads(&self) -> impl Iterator<Item = Payload> {
+        self.entries().filter_map(|entry| match entry {
+            Entry::Fact(record) | Entry::Carried(record) => match &record.fact {
+                Fact::Payload(payload) => Some(payload.clone()),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
+    /// Only the segments whose payloads' filters do not rule these values out.
+    pub(crate) fn ruled_by(&self, columns: &'static [&'static str], values: &[String]) -> Result<Self, LedgerError> {
+        let with_claims: Vec<_> = self.segments.iter().filter(|one| one.rows(Kind::Payloads) > 0).cloned().collect();
+        let (mut wanted, mut kept) = (BTreeSet::new(), Vec::new());
+        for (segment, known) in self.ruled(Kind::Payloads, with_claims, &[(columns, values.to_vec())]) {
+            if !known && let Some(source) = self.open(&segment, Kind::Payloads)? {
+                let opened = Opened::new(source)?;
+                self.keep(&mut kept, &segment, Kind::Payloads, &opened)?;
+                let blooms = opened.blooms(columns)?;
+                if scan::any_holds(&blooms, columns, values) == Some(false) {
+                    continue;
+                }
+            }
+            wanted.insert(segment.digest);
+        }
+        self.ledger.cache.keep(&kept);
+        Ok(self.only(|segment| wanted.contains(&segment.digest)))
+    }
+
     /// The segments that the catalog's filters do not rule out, each with whether they are known at all.
     pub(super) fn ruled(
         &self,
@@ -103,12 +159,7 @@ impl Scope<'_> {
     ) -> Vec<(Arc<Summary>, bool)> {
         let mut left: Vec<(Arc<Summary>, bool)> = segments.into_iter().map(|one| (one, filters.is_empty())).collect();
         if !self.ledger.cache.is_there() {
-            left.iter_mut().for_each(|(_, known)| *known = true);
-            return if filters.iter().any(|(columns, _)| columns.contains(&scan::FOLDED)) {
-                left.into_iter().map(|(one, _)| (one, false)).collect()
-            } else {
-                left
-            };
+            return left;
         }
         for (columns, values) in filters {
             let all: Vec<Arc<Summary>> = left.iter().map(|(one, _)| Arc::clone(one)).collect();

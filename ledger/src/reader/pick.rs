@@ -7,7 +7,8 @@ use std::{
 };
 
 use vestigo_model::{
-    DomainUuid, Event, EventKind, Fact, FactRecord, HostId, TRANSLATION_RETOLD, TimeRange, Timestamp, Translation,
+    DomainUuid, Event, EventKind, Fact, FactRecord, HostId, PayloadUid, TRANSLATION_RETOLD, TimeRange, Timestamp,
+    Translation,
 };
 
 use super::{
@@ -43,7 +44,6 @@ impl Kinds {
     pub(crate) const PAYLOADS: Self = Self(&[Kind::Payloads]);
     pub(crate) const COVERAGE: Self = Self(&[Kind::Coverage]);
     pub(crate) const EVENTS: Self = Self(&[Kind::Events]);
-    pub(crate) const RAN: Self = Self(&[Kind::Instances, Kind::Payloads]);
 }
 
 /// Which facts are wanted.
@@ -56,15 +56,22 @@ pub(crate) struct Wish {
     pub(crate) domains: Option<BTreeSet<DomainUuid>>,
     /// Of these hypervisors; `None`: of all.
     pub(crate) hosts: Option<BTreeSet<HostId>>,
+    /// Of payloads: only these runs; `None`: all.
+    pub(crate) payloads: Option<BTreeSet<PayloadUid>>,
 }
 
 impl Wish {
     /// All facts that touch the range.
     pub(crate) const fn all(range: TimeRange) -> Self {
-        Self { range, kinds: Kinds::ALL, domains: None, hosts: None }
+        Self { range, kinds: Kinds::ALL, domains: None, hosts: None, payloads: None }
     }
 
     fn wants(&self, fact: &Fact) -> bool {
+        if let (Some(runs), Fact::Payload(payload)) = (&self.payloads, fact)
+            && !runs.contains(&payload.claim.uid)
+        {
+            return false;
+        }
         let (host, domain) = match fact {
             Fact::Instance(instance) => (&instance.host, Some(instance.domain)),
             Fact::Payload(payload) => (&payload.host, Some(payload.domain)),
@@ -80,9 +87,15 @@ impl Wish {
     fn tests(&self, kind: Kind) -> Vec<Test> {
         let by_vm = matches!(kind, Kind::Instances | Kind::Payloads);
         let domains = self.domains.as_ref().filter(|_| by_vm);
-        let values = domains.map(|all| all.iter().map(ToString::to_string).collect());
-        values.map(|values| Test { columns: &["domain"], values }).into_iter().collect()
+        let domains = domains.map(|all| Test { columns: &["domain"], values: texts(all) });
+        let runs = self.payloads.as_ref().filter(|_| kind == Kind::Payloads);
+        let runs = runs.map(|all| Test { columns: &["payload"], values: texts(all) });
+        domains.into_iter().chain(runs).collect()
     }
+}
+
+fn texts<T: ToString>(all: &BTreeSet<T>) -> BTreeSet<String> {
+    all.iter().map(ToString::to_string).collect()
 }
 
 const fn kind_of(fact: &Fact) -> Kind {
@@ -134,10 +147,22 @@ impl<'a> Scope<'a> {
         sealed.chain(self.live.iter().map(|live| live.host.clone())).collect()
     }
 
-    /// Hypervisors whose log holds something that no segment does yet, of this time.
+    /// Hypervisors whose log speaks of this time, or of a VM that ran then: what no segment says yet has to be looked at.
     pub(crate) fn live_hosts(&self, range: TimeRange) -> BTreeSet<HostId> {
-        let of = self.live.iter().filter(|live| live.range().is_some_and(|own| own.overlaps(&range)));
-        of.map(|live| live.host.clone()).collect()
+        let ran = |entry: &Entry| match entry {
+            Entry::Fact(record) | Entry::Carried(record) => match &record.fact {
+                Fact::Instance(one) => range.touches(one.start, one.end.map(|end| end.time)),
+                _ => false,
+            },
+            _ => false,
+        };
+        let speaks = |live: &&&Live| live.range().is_some_and(|own| own.overlaps(&range)) || live.entries.iter().any(ran);
+        self.live.iter().filter(speaks).map(|live| live.host.clone()).collect()
+    }
+
+    /// Whether there are logs that may not be read.
+    pub(crate) fn has_closed_logs(&self) -> bool {
+        !self.ledger.closed.is_empty()
     }
 
     /// The entries of logs, in order.
@@ -199,7 +224,10 @@ impl<'a> Scope<'a> {
                     Kind::Instances | Kind::Payloads => segment.facts.is_some_and(|v| held.touches(v.from, v.to)),
                     Kind::Coverage | Kind::Events => segment.coverage.is_some_and(|c| range.overlaps(&c)),
                 };
-                if !touched {
+                // Nothing of no VM is wanted: not even the file's end has to be read.
+                let of_none = matches!(kind, Kind::Instances | Kind::Payloads)
+                    && wish.domains.as_ref().is_some_and(BTreeSet::is_empty);
+                if !touched || of_none {
                     continue;
                 }
                 let Some(source) = self.open(segment, *kind)? else { continue };
