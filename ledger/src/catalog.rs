@@ -96,6 +96,11 @@ impl Cache {
         let _ = (store, changed);
     }
 
+    /// Drops what is known of a folder: it turned out to be wrong.
+    pub(crate) fn forget(&self, store: &dyn Store, folder: &str) {
+        self.save(store, &BTreeMap::from([(folder.to_owned(), None)]));
+    }
+
     /// Which of these segments' files may hold one of the values in one of the columns: `None` where no filters are kept.
     pub(crate) fn may_hold(&self, wanted: &Wanted<'_>, segments: &[Arc<Summary>]) -> Vec<Option<bool>> {
         #[cfg(feature = "catalog")]

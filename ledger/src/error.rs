@@ -65,3 +65,16 @@ pub enum LedgerError {
         limit: usize,
     },
 }
+
+impl LedgerError {
+    /// Whether something was replaced or removed between two looks at it (a compaction, a retention): asked again, the question may be
+    /// answered.
+    pub(crate) fn is_of_a_moment(&self) -> bool {
+        match self {
+            Self::Changed { .. } => true,
+            Self::Io(error) | Self::Segment(SegmentError::Io(error)) => error.is_not_found(),
+            Self::Store(error) => error.is_missing(),
+            _ => false,
+        }
+    }
+}

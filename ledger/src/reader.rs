@@ -126,12 +126,13 @@ impl Ledger {
     /// A segment that cannot be read: an answer that leaves it out in silence would be no evidence.
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, LedgerError> {
         let query = FlowQuery::from(filter);
-        self.scope(query.range)?.flows(&query)
+        self.asked(|| self.scope(query.range)?.flows(&query))
     }
 
     /// Gives the callback every flow that the query wants, segment by segment, in no order across them; it may end that.
     ///
     /// # Errors
+    /// [`LedgerError::Changed`] or a missing file when a segment was replaced meanwhile: flows were given by then, so whoever asked begins anew.
     /// A segment that cannot be read: an answer that leaves it out in silence would be no evidence.
     pub fn flows_matching(
         &self,
@@ -147,7 +148,7 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
-        self.scope(range)?.facts(&Wish::all(range))
+        self.asked(|| self.scope(range)?.facts(&Wish::all(range)))
     }
 
     /// The payloads of one VM that touch the range, read without the facts of any other: on a host of many VMs those are many.
@@ -156,7 +157,15 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn payloads_of(&self, domain: DomainUuid, range: TimeRange) -> Result<Vec<Payload>, LedgerError> {
         let wish = Wish { kinds: Kinds::PAYLOADS, domains: Some([domain].into()), ..Wish::all(range) };
-        Ok(self.scope(range)?.facts(&wish)?.payloads)
+        self.asked(|| Ok(self.scope(range)?.facts(&wish)?.payloads))
+    }
+
+    /// Asks, and once again if a segment was replaced or removed meanwhile.
+    pub(crate) fn asked<T>(&self, ask: impl Fn() -> Result<T, LedgerError>) -> Result<T, LedgerError> {
+        match ask() {
+            Err(error) if error.is_of_a_moment() => ask(),
+            answer => answer,
+        }
     }
 
     /// The segments and logs in which records of the range can lie.
@@ -185,6 +194,7 @@ impl Ledger {
         let shown = PathBuf::from(store.name()).join(&path);
         let (manifest, digest) = manifest::parse(&shown, &store.read(&path)?)?;
         if digest != segment.digest {
+            self.cache.forget(store.as_ref(), &segment.folder);
             return Err(LedgerError::Changed { path: shown });
         }
         let manifest = Arc::new(manifest);

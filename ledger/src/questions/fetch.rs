@@ -76,6 +76,10 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn ips(&self, question: &ips::IpsQuestion) -> Result<ips::IpsAnswer, LedgerError> {
+        self.asked(|| self.ask_ips(question))
+    }
+
+    fn ask_ips(&self, question: &ips::IpsQuestion) -> Result<ips::IpsAnswer, LedgerError> {
         let scope = self.scope(question.range)?;
         let translations = nat::merged(scope.translations(question.range)?);
         // Flows go by one by one, so that how far they reach out of the range is not known before: records end after minutes.

@@ -156,7 +156,8 @@ impl<'a> Scope<'a> {
             },
             _ => false,
         };
-        let speaks = |live: &&&Live| live.range().is_some_and(|own| own.overlaps(&range)) || live.entries.iter().any(ran);
+        let speaks =
+            |live: &&&Live| live.range().is_some_and(|own| own.overlaps(&range)) || live.entries.iter().any(ran);
         self.live.iter().filter(speaks).map(|live| live.host.clone()).collect()
     }
 

@@ -21,6 +21,10 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn payload(&self, question: &PayloadQuestion) -> Result<PayloadAnswer, LedgerError> {
+        self.asked(|| self.ask_payload(question))
+    }
+
+    fn ask_payload(&self, question: &PayloadQuestion) -> Result<PayloadAnswer, LedgerError> {
         let all = self.scope(EVER)?;
         let found = all.payloads_by(&["payload"], &[question.uid.to_string()])?;
         let mine: Vec<&Payload> = found.iter().filter(|payload| payload.claim.uid == question.uid).collect();
@@ -56,6 +60,10 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn timeline(&self, question: &TimelineQuestion) -> Result<TimelineAnswer, LedgerError> {
+        self.asked(|| self.ask_timeline(question))
+    }
+
+    fn ask_timeline(&self, question: &TimelineQuestion) -> Result<TimelineAnswer, LedgerError> {
         let range = question.range;
         let scope = self.scope(range)?;
         let vms: BTreeSet<(HostId, DomainUuid)> = match &question.subject {

@@ -66,6 +66,10 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn pilots(&self, question: &PilotsQuestion) -> Result<PilotsAnswer, LedgerError> {
+        self.asked(|| self.ask_pilots(question))
+    }
+
+    fn ask_pilots(&self, question: &PilotsQuestion) -> Result<PilotsAnswer, LedgerError> {
         let extent = self.extent()?;
         let Some(range) = question.range.or(extent) else {
             return Ok(PilotsAnswer::default());

@@ -22,6 +22,10 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn who(&self, question: &WhoQuestion) -> Result<WhoAnswer, LedgerError> {
+        self.asked(|| self.ask_who(question))
+    }
+
+    fn ask_who(&self, question: &WhoQuestion) -> Result<WhoAnswer, LedgerError> {
         let scope = self.scope(question.range)?;
         let view = self.view(question, &scope, false)?;
         let mut answer = who::answer(question, &view);
