@@ -161,6 +161,15 @@ pub(crate) fn segments(stores: &[Arc<dyn Store>], cache: &Cache, days: &Days) ->
     Ok(found)
 }
 
+/// One host's segments of one day.
+pub(crate) fn of_host(stores: &[Arc<dyn Store>], date: &str, host: &HostId) -> Result<Found, LedgerError> {
+    let mut segments = Vec::new();
+    for (number, store) in stores.iter().enumerate() {
+        segments.extend(sync::of_host(number, store.as_ref(), date, host)?);
+    }
+    Ok(Found { segments: standing(segments), covered: HashMap::new() })
+}
+
 /// Each segment once, by its manifest's digest (a folder and its copy hold the same), and none that another stands for.
 fn standing(mut all: Vec<Arc<Summary>>) -> Vec<Arc<Summary>> {
     let replaced: HashSet<_> = all.iter().flat_map(|one| one.replaces.iter().copied()).collect();

@@ -170,12 +170,12 @@ impl Ledger {
 
     /// The segments and logs in which records of the range can lie.
     pub(crate) fn scope(&self, range: TimeRange) -> Result<Scope<'_>, LedgerError> {
-        self.scope_of(&Days::of(range))
+        Ok(Scope::new(self, catalog::segments(&self.stores, &self.cache, &Days::of(range))?))
     }
 
-    /// The segments in folders of these days.
-    pub(crate) fn scope_of(&self, days: &Days) -> Result<Scope<'_>, LedgerError> {
-        Ok(Scope::new(self, catalog::segments(&self.stores, &self.cache, days)?))
+    /// One host's segments of one day, without logs.
+    pub(crate) fn scope_of_host(&self, date: &str, host: &HostId) -> Result<Scope<'_>, LedgerError> {
+        Ok(Scope::new(self, catalog::of_host(&self.stores, date, host)?).sealed_only())
     }
 
     /// The places asked.

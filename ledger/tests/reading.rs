@@ -185,21 +185,25 @@ fn files(root: &Path, suffix: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Segments, without logs.
+fn copy_tree(from: &Path, to: &Path) {
+    for path in files(from, "") {
+        let name = path.strip_prefix(from).unwrap();
+        if !name.starts_with("wal") && !name.ends_with("writer.lock") {
+            let target = to.join(name);
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            fs::copy(path, target).unwrap();
+        }
+    }
+}
+
 /// All hosts in one tree, without logs.
 fn site() -> TempDir {
     let site = tempfile::tempdir().unwrap();
     for number in 1..=HOSTS {
         let own = tempfile::tempdir().unwrap();
         fill(own.path(), number);
-        for path in files(own.path(), "") {
-            let name = path.strip_prefix(own.path()).unwrap();
-            if name.starts_with("wal") || name.ends_with("writer.lock") {
-                continue;
-            }
-            let target = site.path().join(name);
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::copy(path, target).unwrap();
-        }
+        copy_tree(own.path(), site.path());
     }
     files(site.path(), ".manifest.json").iter().for_each(|path| describe(path));
     site
@@ -468,6 +472,8 @@ fn files_that_are_gone_are_named_unless_a_tombstone_says_why() {
     let site = site();
     let flows = files(site.path(), "-flows.parquet");
     let of_hv4 = flows.iter().find(|path| path.to_string_lossy().contains("2026-11-23/host=hv4")).unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    copy_tree(site.path(), copy.path());
     fs::remove_file(of_hv4).unwrap();
     let question = ask("14:03:22", day(1), "10.0.4.5");
     for store in [FolderStore::shared(site.path()), Counting::new(site.path(), false)] {
@@ -475,10 +481,19 @@ fn files_that_are_gone_are_named_unless_a_tombstone_says_why() {
         assert!(error.contains("host=hv4") && error.contains("-flows.parquet"), "{error}");
     }
     let segment = of_hv4.to_string_lossy().replace("-flows.parquet", "");
-    fs::write(format!("{segment}.tombstone.json"), b"{}").unwrap();
-    let answer = Ledger::open_folders(&[site.path().to_owned()]).unwrap().who(&question).unwrap();
-    assert_eq!(answer.coverage.expired, [host("hv4")]);
-    assert!(!answer.coverage.complete);
+    for tombstone in ["tombstone.json", "moved-20261201T000000Z.tombstone.json"] {
+        let stone = format!("{segment}.{tombstone}");
+        fs::write(&stone, b"{}").unwrap();
+        let answer = Ledger::open_folders(&[site.path().to_owned()]).unwrap().who(&question).unwrap();
+        assert_eq!(answer.coverage.expired, [host("hv4")]);
+        assert!(!answer.coverage.complete);
+        // With a copy that still has them nothing is missing.
+        let roots = [site.path().to_owned(), copy.path().to_owned()];
+        let answer = Ledger::open_folders(&roots).unwrap().who(&question).unwrap();
+        assert_eq!(answer.candidates.len(), 1);
+        assert!(answer.coverage.complete && answer.coverage.expired.is_empty());
+        fs::remove_file(stone).unwrap();
+    }
 }
 
 #[test]

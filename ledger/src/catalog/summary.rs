@@ -72,7 +72,7 @@ pub(crate) struct Summary {
     pub(crate) points: Option<u64>,
     /// Manifests of the segments that it stands for.
     pub(crate) replaces: Vec<Digest>,
-    /// Its files were removed at the end of their time; what remains is the proof.
+    /// Its files were removed: at the end of their time, or because the object store has them. What remains is the proof.
     pub(crate) expired: bool,
 }
 

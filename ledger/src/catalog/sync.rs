@@ -10,6 +10,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use vestigo_model::HostId;
+
 use super::{Cache, Days, Entry, Folder, Folders, Seen, Summary};
 use crate::{
     error::LedgerError,
@@ -52,6 +54,20 @@ pub(super) fn up_to_date(number: usize, store: &dyn Store, cache: &Cache, days: 
         cache.save(store, &work.changed);
     }
     Ok(work.current)
+}
+
+/// One host's segments of one day, read without the cache.
+pub(crate) fn of_host(
+    number: usize,
+    store: &dyn Store,
+    date: &str,
+    host: &HostId,
+) -> Result<Vec<Arc<Summary>>, LedgerError> {
+    let path = format!("{date}/host={host}");
+    let files = store.list(&path)?;
+    let mut work = Work { number, store, now: now(), current: Folders::new(), changed: BTreeMap::new() };
+    work.folder(path, None, &files, None)?;
+    Ok(work.current.into_values().flat_map(|folder| folder.entries).map(|entry| entry.summary).collect())
 }
 
 struct Work<'a> {
@@ -109,8 +125,7 @@ impl Work<'_> {
         let (mut entries, mut fresh) = (Vec::new(), Vec::new());
         for file in files.iter().filter(|file| file.name.ends_with(MANIFEST) && !file.name.starts_with('.')) {
             let stem = file.name.strip_suffix(MANIFEST).unwrap_or_default();
-            let tombstone = format!("{stem}{TOMBSTONE}");
-            let expired = files.iter().any(|other| other.name == tombstone);
+            let expired = files.iter().any(|other| is_tombstone_of(&other.name, stem));
             let stamp = settled(file.stamp.as_ref(), self.now);
             let seen = Seen { name: file.name.clone(), bytes: file.bytes, stamp };
             match old.remove(&file.name) {
@@ -129,6 +144,12 @@ impl Work<'_> {
         self.current.insert(path, folder);
         Ok(())
     }
+}
+
+/// `<segment>.tombstone.json`, or `<segment>.moved-….tombstone.json`: its data files are not here any more.
+fn is_tombstone_of(name: &str, segment: &str) -> bool {
+    let rest = name.strip_prefix(segment).and_then(|rest| rest.strip_suffix(TOMBSTONE));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(".moved-"))
 }
 
 fn is_of_a_host(path: &str) -> bool {

@@ -84,7 +84,8 @@ pub struct WindowCoverage {
     /// Of a long window: hosts of which something was not seen, by their manifests. Their taps are not in `points`.
     #[serde(default)]
     pub blind: Vec<HostBlind>,
-    /// Hosts of whose records of about this time some were removed at the end of their retention: nothing can be found in these.
+    /// Hosts of whose records of about this time some were removed from the ledgers asked (their retention was over, or a full disk left
+    /// them to the object store): nothing of these is in the answer.
     #[serde(default)]
     pub expired: Vec<HostId>,
     /// Names that two histories share: two hosts with one name, or a restored one that went on. What is said of one may be the other's.

@@ -84,8 +84,7 @@ impl Ledger {
 
     /// What the day's segments say of the VM.
     fn on_day(&self, (host, domain, start): &Vm, day: &str) -> Result<Known, LedgerError> {
-        let days = Days { from: Some(day.to_owned()), to: Some(day.to_owned()) };
-        let of_day = self.scope_of(&days)?.only(|one| one.host == *host && one.folder.starts_with(day)).sealed_only();
+        let of_day = self.scope_of_host(day, host)?;
         if of_day.segments.is_empty() {
             return Ok(Known::Nothing);
         }
