@@ -7,6 +7,7 @@ use std::{
     fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use crate::{
 pub const FORMAT: &str = "vestigo-segment";
 /// Version of the manifest and of the files it lists. Readers take any version up to theirs.
 pub const VERSION: u32 = 2;
+/// The day of segments that have none, by Hive's convention.
+pub(crate) const NO_DAY: &str = "__HIVE_DEFAULT_PARTITION__";
 /// Most addresses that a manifest lists.
 pub const MAX_ADDRESSES: usize = 4096;
 /// Most stretches that a manifest lists as not seen.
@@ -284,8 +287,19 @@ pub(crate) fn sequence_of(name: &str) -> Option<u64> {
 }
 
 /// The folder of a day's segments.
+#[cfg(test)]
 pub(crate) fn folder(root: &Path, host: &HostId, first: Timestamp) -> PathBuf {
-    root.join(format!("date={}", first.date())).join(format!("host={host}"))
+    folder_of(root, host, TimeRange { from: first, to: first })
+}
+
+/// The folder of a segment whose records speak of this stretch: that of its first day if all of it lies in that day and the
+/// next, for whoever asks about a moment looks into the folders of that day and the one before. After a step of the clock a
+/// segment may speak of more: it has no day then, and lies where Hive puts rows without one.
+pub(crate) fn folder_of(root: &Path, host: &HostId, span: TimeRange) -> PathBuf {
+    let next = (span.from + Duration::from_secs(86_400)).date();
+    let (first, last) = (span.from.date(), span.to.date());
+    let day = if last == first || last == next { first } else { NO_DAY.to_owned() };
+    root.join(format!("date={day}")).join(format!("host={host}"))
 }
 
 /// The `date=…/host=…` folders under a root; only this host's when one is named.

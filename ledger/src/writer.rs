@@ -38,6 +38,9 @@ use crate::{
 /// How long a failed seal is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// How old a record of another day must be for its segment to be due.
+const AFTER_MIDNIGHT: Duration = Duration::from_secs(3600);
+
 /// How a ledger is written.
 #[derive(Debug, Clone)]
 pub struct WriterOptions {
@@ -208,7 +211,11 @@ impl Writer {
         // The clock may have been set either way: a first record far in the future is as good a reason as one far back.
         let age = self.first.map(|first| now.since(first).max(first.since(now)));
         // Growth, not length: what a generation begins with may be more than the limit, and then every record would seal.
-        age.is_some_and(|age| age >= self.options.max_segment_age || self.log.grown() >= self.options.max_wal_bytes)
+        let day = |time: Timestamp| time.as_nanos().div_euclid(86_400_000_000_000);
+        // However rarely it seals: a segment lies in the folder of its day. Late records of the day before are waited for.
+        let over = self.first.is_some_and(|first| day(first) != day(now)) && age >= Some(AFTER_MIDNIGHT);
+        over || age
+            .is_some_and(|age| age >= self.options.max_segment_age || self.log.grown() >= self.options.max_wal_bytes)
     }
 
     /// Seals whatever the log holds; `None` when it holds nothing new.

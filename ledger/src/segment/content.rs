@@ -70,7 +70,13 @@ impl Content {
         !self.flows.rows.is_empty() || self.facts.iter().any(|row| !row.carried)
     }
 
-    /// Time of the first record: it names the segment and its day.
+    /// All that its own records speak of.
+    pub(crate) fn span(&self) -> Option<TimeRange> {
+        let spans = [self.flow_range(), self.coverage_range(), self.recorded_range()];
+        spans.into_iter().flatten().reduce(|a, b| TimeRange { from: a.from.min(b.from), to: a.to.max(b.to) })
+    }
+
+    /// Time of the first record: it names the segment.
     pub(crate) fn first(&self) -> Option<Timestamp> {
         let facts = self.facts.iter().filter(|row| !row.carried).map(|row| row.record.recorded);
         facts.chain(self.flows.rows.iter().map(|row| Timestamp::from_nanos(row.first))).min()

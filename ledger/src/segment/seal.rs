@@ -13,7 +13,7 @@ use parquet::{
     },
     schema::types::ColumnPath,
 };
-use vestigo_model::{Digest, HostId, Timestamp};
+use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
 
 use super::{SegmentError, content::Content, summary, tables};
 use crate::{
@@ -55,7 +55,8 @@ pub(crate) fn write(
     step: &mut dyn FnMut(&str) -> Result<(), SegmentError>,
 ) -> Result<Sealed, SegmentError> {
     let first = content.first().unwrap_or(order.now);
-    let folder = manifest::folder(order.root, order.host, first);
+    let span = content.span().unwrap_or(TimeRange { from: first, to: first });
+    let folder = manifest::folder_of(order.root, order.host, span);
     let segment = manifest::segment_name(order.sequence, first);
     durable::create_folder(&folder)?;
     // A date folder made a moment ago must not vanish in a power cut while its segment's log is removed.
