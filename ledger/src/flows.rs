@@ -90,6 +90,11 @@ impl Row {
         })
     }
 
+    /// Whether the record stands for conversations of addresses that are not told apart: its own says nothing then.
+    pub(crate) fn is_of_any_address(&self) -> bool {
+        self.own_ip().is_unspecified() && self.notes.as_ref().is_some_and(|notes| notes.folded.is_some())
+    }
+
     /// The VM's own address.
     pub(crate) const fn own_ip(&self) -> IpAddr {
         match self.direction {

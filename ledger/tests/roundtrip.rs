@@ -133,3 +133,22 @@ fn a_segment_without_the_columns_of_notes_still_answers() {
     let facts = ledger.facts(day).unwrap();
     assert!(facts.instances.iter().flat_map(|vm| &vm.taps).all(|tap| tap.network.is_none()) && facts.unreadable == 0);
 }
+
+/// `tests/data/version-1` was written by the last program of version 1 (commit b428c60): a sealed segment and a live log of JSON.
+#[test]
+fn a_segment_and_a_log_of_version_1_still_answer() {
+    let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/version-1");
+    let ledger = Ledger::open_folders(&[old]).unwrap();
+    let day = TimeRange { from: at("00:00:00"), to: at("23:59:59") };
+    let flows = |ip: Option<std::net::IpAddr>| ledger.flows(&FlowFilter { range: day, ip, vo: None }).unwrap();
+    let mut ports: Vec<u16> = flows(None).iter().map(|flow| flow.orig_port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [0, 7, 41022, 42022, 50000]);
+    let six = flows(Some(ip("2001:db8::5")));
+    assert_eq!(six.iter().map(|flow| (flow.orig_port, flow.vlan)).collect::<Vec<_>>(), [(7, Some(0))]);
+    let translated = flows(Some(ip("198.51.100.1")));
+    assert_eq!(translated.iter().filter_map(|flow| flow.post_nat).map(|nat| nat.port).collect::<Vec<_>>(), [61022]);
+    let noted = flows(None).into_iter().find(|flow| flow.orig_port == 0).expect("the folded record").notes;
+    assert_eq!(noted.folded, Some(Folded { flows: 40, last_port: 900 }));
+    assert_eq!(noted.scitag.map(|tag| tag.experiment), Some(2));
+}

@@ -10,9 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use vestigo_model::{EndReason, FlowNotes, Initiator, TapName, Timestamp};
 
-use crate::{
-    meter::{Counts, Metered},
-};
+use crate::meter::{Counts, Metered};
 
 /// One flow of `--json`.
 #[derive(Serialize)]

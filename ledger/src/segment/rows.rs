@@ -21,7 +21,7 @@ use crate::{durable::IoError, flows::number, manifest::Kind};
 pub(crate) const SEGMENT: &str = "segment";
 
 /// Rows of flows stand in the order of these columns, text by its bytes, null first; rows that are alike in all of them stay as they are.
-const ORDER: [&str; 20] = [
+pub(super) const ORDER: [&str; 20] = [
     "host",
     "tap",
     "domain",

@@ -123,6 +123,13 @@ pub(crate) fn encode_parquet(kind: Kind, batch: &RecordBatch) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
+/// The first columns of the order in which rows of flows stand, told to whoever reads the file.
+fn sorted_by(batch: &RecordBatch) -> Vec<SortingColumn> {
+    let schema = batch.schema();
+    let columns = super::rows::ORDER.iter().filter_map(|name| i32::try_from(schema.index_of(name).ok()?).ok());
+    columns.map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: true }).collect()
+}
+
 fn properties(kind: Kind, batch: &RecordBatch) -> Result<WriterProperties, ParquetError> {
     let rows = u64::try_from(batch.num_rows().min(ROW_GROUP)).unwrap_or(1).max(1);
     let mut properties = WriterProperties::builder()
@@ -139,8 +146,7 @@ fn properties(kind: Kind, batch: &RecordBatch) -> Result<WriterProperties, Parqu
             KeyValue::new("vestigo.kind".to_owned(), kind.as_str().to_owned()),
         ]));
     if kind == Kind::Flows {
-        let first = SortingColumn { column_idx: 0, descending: false, nulls_first: false };
-        properties = properties.set_sorting_columns(Some(vec![first]));
+        properties = properties.set_sorting_columns(Some(sorted_by(batch)));
     }
     for (_, column) in BLOOM.iter().filter(|(of, _)| *of == kind) {
         let path = || ColumnPath::from(*column);

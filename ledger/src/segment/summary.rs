@@ -17,6 +17,10 @@ use crate::{
 pub(crate) fn addresses(content: &Content) -> Option<Vec<IpAddr>> {
     let mut all = BTreeSet::new();
     for row in &content.flows.rows {
+        // Of a VM that used more addresses than are kept apart: any may be meant.
+        if row.is_of_any_address() {
+            return None;
+        }
         all.insert(row.own_ip().to_canonical());
         all.extend(row.post_nat.map(|nat| nat.ip.to_canonical()));
         if all.len() > MAX_ADDRESSES {
@@ -124,6 +128,30 @@ mod tests {
 
     fn range((from, length): (i64, i64)) -> TimeRange {
         TimeRange { from: Timestamp::from_nanos(from), to: Timestamp::from_nanos(from + length) }
+    }
+
+    fn content(folded: bool) -> Content {
+        let batch = |ip: &str| {
+            let json = format!(
+                r#"{{"host":"hv1","tap":"t","domain":"d0000000-0000-4000-8000-000000000001","instance":"i","direction":"incoming",
+                "orig_ip":"192.0.2.1","orig_port":1,"resp_ip":"{ip}","resp_port":2,"proto":255,"first":"2026-11-22T14:01:00Z",
+                "last":"2026-11-22T14:01:00Z","orig_packets":1,"orig_bytes":1,"resp_packets":1,"resp_bytes":1,"orig_flags":0,
+                "resp_flags":0,"end_reason":"idle","initiator":"seen","src_expected":"no",
+                "attribution":{{"quality":"instance"}}}}"#
+            );
+            let mut flow: vestigo_model::Flow = serde_json::from_str(&json).unwrap();
+            flow.notes.folded = folded.then_some(vestigo_model::Folded { flows: 9, last_port: 0 });
+            flow
+        };
+        let flows = crate::flows::Flows::of(&[batch("0.0.0.0"), batch("10.0.0.5")]);
+        Content { flows, ..Content::default() }
+    }
+
+    #[test]
+    fn a_vm_of_too_many_addresses_may_have_had_any() {
+        let listed: Vec<IpAddr> = ["0.0.0.0", "10.0.0.5"].iter().map(|ip| ip.parse().unwrap()).collect();
+        assert_eq!(addresses(&content(false)), Some(listed), "who asks for an address has none yet");
+        assert_eq!(addresses(&content(true)), None);
     }
 
     proptest! {
