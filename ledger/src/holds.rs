@@ -14,7 +14,7 @@ use vestigo_model::{Fact, FactRecord, HostId, InstanceId, TimeRange, Timestamp, 
 use crate::{
     durable::{self, IoError},
     manifest::{Kind, Sealed},
-    segment::{SegmentError, scan},
+    segment::{SegmentError, rows},
     sign,
 };
 
@@ -177,7 +177,7 @@ impl Hold {
             return Ok(true);
         }
         let Some(path) = sealed.file(Kind::Instances)? else { return Ok(false) };
-        let (facts, unreadable) = scan::facts(&path)?;
+        let (facts, unreadable) = rows::facts(&path)?;
         Ok(unreadable > 0 || facts.iter().any(|fact| self.concerns(fact)))
     }
 

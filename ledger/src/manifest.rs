@@ -316,12 +316,19 @@ pub(crate) fn places(folder: &Path) -> Result<Vec<Place>, IoError> {
 pub(crate) fn read(place: &Place) -> Result<Sealed, ManifestError> {
     let path = place.folder.join(&place.name);
     let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
+    let (manifest, digest) = parse(&path, &bytes)?;
+    Ok(Sealed { manifest, folder: place.folder.clone(), digest })
+}
+
+/// The manifest in a file of this path, and what the file hashes to.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<(Manifest, Digest), ManifestError> {
+    let path = path.to_owned();
     let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
+        serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
     if manifest.format != FORMAT || manifest.version > VERSION {
         return Err(ManifestError::Version { path, format: manifest.format, version: manifest.version });
     }
-    Ok(Sealed { manifest, folder: place.folder.clone(), digest: Digest::of(&bytes) })
+    Ok((manifest, Digest::of(bytes)))
 }
 
 /// Writes a manifest: the moment at which its segment begins to exist. Its signature lies there before it does.

@@ -11,7 +11,7 @@ use crate::{
         self, FORMAT, FileEntry, Generations, Kind, Losses, MAX_ADDRESSES, MAX_BLIND, Manifest, Replaced, Sealed,
         VERSION, Validity,
     },
-    segment::scan,
+    segment::rows,
     sign::Signer,
 };
 
@@ -101,7 +101,7 @@ impl Prepared {
     fn points(&self) -> Result<u64, CompactError> {
         let Some((path, _)) = self.files.iter().find(|(_, entry)| entry.kind == Kind::Instances) else { return Ok(0) };
         let mut taps = HashSet::new();
-        for record in scan::facts(path)?.0 {
+        for record in rows::facts(path)?.0 {
             if let Fact::Instance(instance) = record.fact {
                 taps.extend(instance.taps.into_iter().map(|tap| (instance.domain, tap.name)));
             }

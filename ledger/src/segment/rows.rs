@@ -10,9 +10,9 @@ use arrow::{
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sha2::{Digest as _, Sha256};
-use vestigo_model::Digest;
+use vestigo_model::{Digest, FactRecord};
 
-use super::SegmentError;
+use super::{SegmentError, decode::Columns};
 use crate::{durable::IoError, manifest::Kind};
 
 /// All rows of a segment's file. The file is one that a signed manifest lists: it has a segment's size.
@@ -23,6 +23,19 @@ pub(crate) fn read_batch(path: &Path) -> Result<RecordBatch, SegmentError> {
     let schema = arrow::array::RecordBatchReader::schema(&reader);
     let batches = reader.collect::<Result<Vec<_>, ArrowError>>().map_err(|error| decode(error.into()))?;
     concat_batches(&schema, &batches).map_err(|error| decode(error.into()))
+}
+
+/// The facts in a file, in the order written, and how many of them this version cannot read.
+pub(crate) fn facts(path: &Path) -> Result<(Vec<FactRecord>, u64), SegmentError> {
+    let batch = read_batch(path)?;
+    let (mut facts, mut unreadable) = (Vec::new(), 0);
+    for text in Columns::new(&batch, path).text("record")?.iter().flatten() {
+        match serde_json::from_str(text) {
+            Ok(fact) => facts.push(fact),
+            Err(_) => unreadable += 1,
+        }
+    }
+    Ok((facts, unreadable))
 }
 
 /// The rows in the order in which a segment has them.
