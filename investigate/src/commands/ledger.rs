@@ -37,7 +37,10 @@ fn only(ledgers: &[PathBuf]) -> Result<&Path> {
 
 fn signer(path: &Path) -> Result<Signer> {
     Signer::open(path).with_context(|| {
-        format!("Nothing may change without a signature; run this as root on the hypervisor, or name a key with --key ({})", path.display())
+        format!(
+            "Nothing may change without a signature; run this as root on the hypervisor, or name a key with --key ({})",
+            path.display()
+        )
     })
 }
 

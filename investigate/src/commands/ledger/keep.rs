@@ -36,14 +36,14 @@ pub fn compact(arguments: &Compact) -> Result<Output> {
     let ledgers = arguments.place.ledgers();
     let root = only(&ledgers)?;
     let host = compact::written_by(root)?.ok_or_else(|| {
-        anyhow!("{} has no log: only the ledger that a hostd writes can be compacted, a copy would fork its chain", root.display())
+        anyhow!(
+            "{} has no log: only the ledger that a hostd writes can be compacted, a copy would fork its chain",
+            root.display()
+        )
     })?;
     let _turn = turn::take(root)?;
-    let options = WriterOptions {
-        host: host.clone(),
-        max_segment_age: Duration::from_secs(300),
-        max_wal_bytes: 64 << 20,
-    };
+    let options =
+        WriterOptions { host: host.clone(), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 };
     let (mut writer, _) = Writer::open(root, options)?;
     writer.sign_with(Arc::new(signer(&arguments.key)?));
     let (mut days, mut segments) = (0, 0);
