@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use vestigo_ledger::retention::{plan::Limits, pressure::Thresholds};
 use vestigo_model::{
     HostId,
     settings::{self, Mistake},
@@ -91,6 +92,12 @@ pub struct Config {
     /// Segments and coverage.
     #[serde(default)]
     pub record: Record,
+    /// The key that signs segments.
+    #[serde(default)]
+    pub ledger_key: LedgerKey,
+    /// How long records are kept, and what a full disk does.
+    #[serde(default)]
+    pub retention: Retention,
     /// Disk pins.
     #[serde(default)]
     pub pins: Pins,
@@ -272,6 +279,66 @@ impl Default for Record {
     }
 }
 
+/// `[ledger_key]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerKey {
+    /// OpenSSH private key, ed25519; made at the first start.
+    pub file: PathBuf,
+}
+
+impl Default for LedgerKey {
+    fn default() -> Self {
+        Self { file: "/var/lib/vestigo/keys/host_ed25519".into() }
+    }
+}
+
+/// `[retention]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Days before which nothing is removed by its age …
+    pub minimum_days: u32,
+    /// … and after which everything is, unless it is held.
+    pub maximum_days: u32,
+    /// Whether the segments of a day that is over become one.
+    pub compact: bool,
+    /// Percent of the file system; with less free there is an alarm.
+    pub alarm_percent: u8,
+    /// With less free the oldest shipped files go.
+    pub evict_percent: u8,
+    /// Where quarantine writes which segments it has shipped.
+    pub shipped: PathBuf,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let (limits, space) = (Limits::default(), Thresholds::default());
+        Self {
+            minimum_days: limits.minimum,
+            maximum_days: limits.maximum,
+            compact: true,
+            alarm_percent: space.alarm,
+            evict_percent: space.evict,
+            shipped: "/var/lib/vestigo/quarantine/shipped".into(),
+        }
+    }
+}
+
+impl Retention {
+    /// As the upkeep wants them.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        Limits { minimum: self.minimum_days, maximum: self.maximum_days }
+    }
+
+    /// As the upkeep wants them.
+    #[must_use]
+    pub const fn thresholds(&self) -> Thresholds {
+        Thresholds { alarm: self.alarm_percent, evict: self.evict_percent }
+    }
+}
+
 /// `[pins]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -355,9 +422,9 @@ impl Config {
     }
 
     /// Every number, and where it may lie.
-    fn numbers(&self) -> [(&'static str, u64, RangeInclusive<u64>); 18] {
+    fn numbers(&self) -> [(&'static str, u64, RangeInclusive<u64>); 22] {
         let seconds = || 1..=YEAR;
-        let Self { libvirt, capture, meter, record, pins, nat, metrics, .. } = self;
+        let Self { libvirt, capture, meter, record, pins, nat, metrics, retention, .. } = self;
         [
             ("libvirt.resync", libvirt.resync, seconds()),
             ("capture.ring_millis", capture.ring_millis, 10..=60_000),
@@ -373,6 +440,10 @@ impl Config {
             ("record.seal_bytes", record.seal_bytes, 1..=1 << 40),
             ("record.coverage", record.coverage, seconds()),
             ("record.agent_silent", record.agent_silent, seconds()),
+            ("retention.minimum_days", retention.minimum_days.into(), 0..=36_500),
+            ("retention.maximum_days", retention.maximum_days.into(), retention.minimum_days.max(1).into()..=36_500),
+            ("retention.alarm_percent", retention.alarm_percent.into(), 0..=99),
+            ("retention.evict_percent", retention.evict_percent.into(), 0..=retention.alarm_percent.into()),
             ("pins.settle", pins.settle, 0..=YEAR),
             ("nat.receive_buffer", nat.receive_buffer as u64, 1..=1 << 30),
             ("nat.max_translations", nat.max_translations as u64, 1..=1 << 30),
@@ -396,6 +467,8 @@ impl Config {
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
         let relative = relative.chain(self.bans.iter().map(|file| ("bans", file)));
         let relative = relative.chain([("status.socket", &self.status.socket)]);
+        let relative = relative
+            .chain([("ledger_key.file", &self.ledger_key.file), ("retention.shipped", &self.retention.shipped)]);
         let relative = relative.chain(self.metrics.file.iter().map(|file| ("metrics.file", file)));
         let mut relative = relative;
         if let Some((key, folder)) = relative.find(|(_, folder)| !folder.is_absolute()) {

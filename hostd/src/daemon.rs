@@ -13,7 +13,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
 };
-use vestigo_ledger::{Recovered, WriterOptions};
+use vestigo_ledger::{Recovered, SignError, Signer, WriterOptions};
 use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock, settings::Mistake};
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     capture::{Capture, CaptureError, links},
     config::{Config, ConfigError},
     domain::{DomainError, Hypervisor, Options, VoMap, VosError},
+    ledger_upkeep::{Upkeep, UpkeepOptions},
     machines::{self, MachineOptions},
     meter::MeterOptions,
     nat::{Nat, NatError},
@@ -84,6 +85,9 @@ pub enum DaemonError {
     /// The ledger.
     #[error(transparent)]
     Ledger(#[from] RecorderError),
+    /// The key that signs segments.
+    #[error("{0}; without a key that signs, no segment could be proven: correct `ledger_key.file`")]
+    Key(#[from] SignError),
     /// The pins.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -176,7 +180,13 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         max_segment_age: Duration::from_secs(config.record.seal_after),
         max_wal_bytes: config.record.seal_bytes,
     };
-    let (recorder, recovered, ledger) = Recorder::start(&config.ledger, options)?;
+    let (signer, made) = Signer::open_or_create(&config.ledger_key.file, &config.host)?;
+    if made {
+        tracing::warn!(key = signer.fingerprint(), file = %config.ledger_key.file.display(), "a key was made that signs this host's segments; give its line in allowed_signers beside it to whoever verifies");
+    }
+    let signer = Arc::new(signer);
+    let (recorder, recovered, ledger) = Recorder::start_signed(&config.ledger, options, Arc::clone(&signer))?;
+    let upkeep = Upkeep::start(upkeep_options(&config, signer, &recovered), recorder.clone())?;
     started(&config, &recorder, &recovered).await?;
     let pins = PinOptions {
         settle: Duration::from_secs(config.pins.settle),
@@ -210,6 +220,7 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         bans,
         vos,
         nat,
+        upkeep,
     };
     let (service, inputs) = Service::new(options, recorder, recovered, feeds);
     status::serve(&config.status.socket, config.status.group.as_deref(), asks.clone())?;
@@ -236,6 +247,20 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
     let _ = tokio::task::spawn_blocking(move || ledger.join()).await;
     tracing::info!("hostd has stopped");
     Ok(outcome?)
+}
+
+fn upkeep_options(config: &Config, signer: Arc<Signer>, recovered: &Recovered) -> UpkeepOptions {
+    let retention = &config.retention;
+    UpkeepOptions {
+        root: config.ledger.clone(),
+        host: config.host.clone(),
+        signer,
+        limits: retention.limits(),
+        compact: retention.compact,
+        thresholds: retention.thresholds(),
+        shipped: retention.shipped.clone(),
+        last_recorded: recovered.last_recorded,
+    }
 }
 
 fn follow_nat(config: &Config) -> Result<Nat, NatError> {

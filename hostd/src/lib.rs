@@ -15,6 +15,7 @@ pub mod decode;
 pub mod domain;
 pub mod guestlink;
 pub mod join;
+pub mod ledger_upkeep;
 pub mod machines;
 pub mod meter;
 pub mod nat;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use vestigo_ledger::{LedgerError, Recovered, Writer, WriterOptions};
+use vestigo_ledger::{LedgerError, Recovered, Signer, Writer, WriterOptions};
 use vestigo_model::{Clock, Fact, FactRecord, Flow, LinkPosition, SystemClock};
 
 /// Facts that may wait for the ledger.
@@ -27,6 +27,8 @@ const BATCH: usize = 2048;
 /// How long flows may wait for company, and how long a ledger that cannot write is left alone.
 const PACE: Duration = Duration::from_millis(200);
 
+type Work = Box<dyn FnOnce(&mut Writer) + Send>;
+
 /// Called when a fact is durable; dropped uncalled when it could not be kept.
 pub type Durable = Box<dyn FnOnce() + Send>;
 
@@ -35,6 +37,8 @@ pub type Durable = Box<dyn FnOnce() + Send>;
 enum Entry {
     Fact(Box<FactRecord>, Option<Durable>),
     Flow(Flow),
+    /// Something else that only the owner of the ledger may do.
+    Work(Work),
     Stop,
 }
 
@@ -104,6 +108,24 @@ impl Recorder {
     /// [`RecorderError`].
     pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
         let (writer, recovered) = Writer::open(root, options)?;
+        Self::run(writer, recovered)
+    }
+
+    /// The same, and every segment is signed.
+    ///
+    /// # Errors
+    /// [`RecorderError`].
+    pub fn start_signed(
+        root: &Path,
+        options: WriterOptions,
+        signer: Arc<Signer>,
+    ) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
+        let (mut writer, recovered) = Writer::open(root, options)?;
+        writer.sign_with(signer);
+        Self::run(writer, recovered)
+    }
+
+    fn run(writer: Writer, recovered: Recovered) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
         let (queue, entries) = mpsc::unbounded_channel();
         let places = Arc::new(Places { facts: Semaphore::new(FACTS), flows: Semaphore::new(FLOWS) });
         let totals = Arc::new(Totals::default());
@@ -140,6 +162,11 @@ impl Recorder {
         }
         // An error means that the thread has ended: `done` is dropped with the entry, which is the answer.
         let _ = self.queue.send(Entry::Fact(Box::new(record), done));
+    }
+
+    /// Has the ledger's thread do something with its writer, between two writes. Dropped undone when that thread has ended.
+    pub fn with_writer(&self, work: impl FnOnce(&mut Writer) + Send + 'static) {
+        let _ = self.queue.send(Entry::Work(Box::new(work)));
     }
 
     /// How many flows find a place now.
@@ -251,6 +278,7 @@ impl Keeper {
                     waiting.push((*fact, done));
                 }
                 Entry::Flow(flow) => self.flows.push(flow),
+                Entry::Work(work) => work(&mut self.writer),
                 Entry::Stop => {}
             }
         }

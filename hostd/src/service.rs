@@ -36,6 +36,7 @@ use crate::{
     capture::{Capture, TapQueues, links::LinkNews},
     domain::{Inspection, VoMap},
     guestlink::{self, LinkEvent, LinkOptions, MAX_BOOTS},
+    ledger_upkeep::Upkeep,
     machines::MachineEvent,
     meter::MeterOptions,
     nat::Nat,
@@ -83,6 +84,8 @@ pub struct ServiceOptions {
     pub vos: watch::Receiver<VoMap>,
     /// The host's own address translation.
     pub nat: Nat,
+    /// The ledger's upkeep.
+    pub upkeep: Upkeep,
 }
 
 /// The service.

@@ -47,6 +47,8 @@ pub enum Command {
     /// Which pilots ran payloads of a user
     #[command(after_help = EXIT_CODES)]
     Pilots(Pilots),
+    /// Check, compact, thin out and hold a ledger
+    Ledger(crate::commands::ledger::LedgerArguments),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {

@@ -21,6 +21,7 @@ fn main() -> std::process::ExitCode {
         Command::Who(arguments) => commands::who::run(arguments, style),
         Command::Ips(arguments) => commands::ips::run(arguments, style),
         Command::Pilots(arguments) => commands::pilots::run(arguments, style),
+        Command::Ledger(arguments) => commands::ledger::run(arguments, style),
         Command::Man { folder } => commands::man(folder),
     };
     let exit = result.map_or_else(|error| complain(&error), |output| print(&output.text, output.exit));

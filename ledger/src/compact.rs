@@ -17,7 +17,7 @@ mod plan;
 
 pub use self::{
     commit::{Link, Prepared},
-    plan::{CompactOptions, CompactPlan, plan, tidy},
+    plan::{CompactOptions, CompactPlan, plan, tidy, written_by},
 };
 use crate::{durable::IoError, manifest::ManifestError, segment::SegmentError};
 

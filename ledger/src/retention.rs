@@ -7,6 +7,7 @@ pub mod plan;
 pub mod pressure;
 pub mod receipt;
 pub mod tombstone;
+pub mod turn;
 
 #[cfg(test)]
 mod tests;

@@ -54,7 +54,11 @@ impl Service {
             ("refused", nat.refused),
             ("untold", nat.untold),
         ];
-        [("ledger", named(ledger)), ("nat", named(nat))].into_iter().map(|(stage, of)| (stage.to_owned(), of)).collect()
+        let upkeep = named(self.options.upkeep.counters());
+        [("ledger", named(ledger)), ("nat", named(nat)), ("upkeep", upkeep)]
+            .into_iter()
+            .map(|(stage, of)| (stage.to_owned(), of))
+            .collect()
     }
 
     fn vm_status(&self, domain: DomainUuid, vm: &Vm) -> VmStatus {

@@ -11,6 +11,8 @@ use vestigo_model::{HostId, Timestamp};
 use super::{CompactError, Step};
 use crate::{
     durable,
+    entry::Entry,
+    log,
     manifest::{self, Sealed},
     retention::tombstone,
 };
@@ -38,6 +40,19 @@ pub struct CompactPlan {
     pub folder: PathBuf,
     /// They.
     pub segments: Vec<Sealed>,
+}
+
+/// The host whose hostd writes this ledger, by its log; `None` for a copy without one.
+///
+/// # Errors
+/// [`CompactError`].
+pub fn written_by(root: &Path) -> Result<Option<HostId>, CompactError> {
+    for generation in log::generations(root)? {
+        if let Some(Entry::Header(header)) = log::read(&log::path(root, generation))?.entries.into_iter().next() {
+            return Ok(Some(header.host));
+        }
+    }
+    Ok(None)
 }
 
 /// What can be compacted of a host's ledger now.

@@ -37,6 +37,9 @@ fn writer(root: &Path) -> Writer {
 fn day(root: &Path) -> Writer {
     let mut writer = writer(root);
     let vm = instance("hv1", 1, Some("atlas"), "10.0.0.5");
+    // Recorded on the first day, its end on the next: the later record must hold, whichever segment is the younger file.
+    let long = instance("hv1", 3, Some("atlas"), "10.0.0.7");
+    writer.append(&[record(at("00:30:00"), Fact::Instance(long.clone()))], &[]).unwrap();
     for hour in 1..=6 {
         let (clock, seen) = (format!("{hour:02}:00:00"), format!("{hour:02}:10:00"));
         let mut facts = vec![
@@ -51,7 +54,9 @@ fn day(root: &Path) -> Writer {
         writer.seal(at(&seen)).unwrap().unwrap();
     }
     let next = instance("hv1", 2, Some("cms"), "10.0.0.6");
-    writer.append(&[record(tomorrow("00:10:00"), Fact::Instance(next))], &[]).unwrap();
+    let over = ended(long, "23:00:00");
+    let facts = [next, over].map(|vm| record(tomorrow("00:10:00"), Fact::Instance(vm)));
+    writer.append(&facts, &[]).unwrap();
     writer.seal(tomorrow("00:10:00")).unwrap().unwrap();
     writer
 }

@@ -19,7 +19,7 @@ use crate::{
     durable::{self, IoError},
     manifest::{FileEntry, Kind, Sealed},
     segment::SegmentError,
-    sign::{self, SIGNATURE_SUFFIX, SignError, Signer, TOMBSTONE_NAMESPACE},
+    sign::{self, SIGNATURE_SUFFIX, SignError, Signer, TOMBSTONE_NAMESPACE, signers::Signers},
 };
 
 /// Value of [`Tombstone::format`].
@@ -225,6 +225,16 @@ pub struct Found {
     pub tombstone: Tombstone,
     /// Its bytes, as signed.
     pub bytes: Vec<u8>,
+}
+
+impl Found {
+    /// Whether one of these keys signed it.
+    #[must_use]
+    pub fn is_signed(&self, signers: &Signers) -> bool {
+        let signature = sign::read_bounded(&sign::beside(&self.path, SIGNATURE_SUFFIX)).ok().flatten();
+        let Tombstone { by, removed, .. } = &self.tombstone;
+        signature.is_some_and(|bytes| signers.check(by, TOMBSTONE_NAMESPACE, &self.bytes, &bytes, *removed).is_ok())
+    }
 }
 
 /// The tombstones in a folder: those that can be read, and the paths of the others.

@@ -141,6 +141,7 @@ impl Hostd {
             bans: banned,
             vos: watch::channel(VoMap::default()).1,
             nat: Nat::off(name),
+            upkeep: hostd::ledger_upkeep::Upkeep::default(),
         };
         // No taps: nobody asks for news of the VM, and there are none of interfaces.
         let feeds = Feeds {

@@ -96,6 +96,7 @@ impl Host {
             bans: changed,
             vos: vos_read,
             nat: nat.clone(),
+            upkeep: crate::ledger_upkeep::Upkeep::default(),
         };
         let (asks, asked) = mpsc::channel(8);
         let (recheck, rechecks) = mpsc::channel(64);
