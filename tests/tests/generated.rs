@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use vestigo_model::{Fact, Holder, Lease, Payload, TimeRange, Timestamp, Vo};
 use vestigo_tests::ledger::{Shape, Site, ask::Vestigo, day::day, nfdump, truth::Truth, write};
+use vestigo_tests::require::{self, Need};
 
 const TOLERANCE: Duration = Duration::from_secs(2);
 
@@ -76,6 +77,9 @@ fn vestigo_finds_the_truth() {
 
 #[test]
 fn nfdump_reads_the_same_flows() {
+    if !require::met(&[Need::Meters]).unwrap() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let site = Site::new(Shape::small()).unwrap();
     nfdump::write(&site, folder.path(), 2, |_| ()).unwrap();
