@@ -11,7 +11,7 @@ use crate::{
         self, FORMAT, FileEntry, Generations, Kind, Losses, MAX_ADDRESSES, MAX_BLIND, Manifest, Replaced, Sealed,
         VERSION, Validity,
     },
-    segment::rows,
+    segment::{rows, summary::join},
     sign::Signer,
 };
 
@@ -65,10 +65,10 @@ impl Prepared {
         let olds: Vec<&Manifest> = self.segments.iter().map(|old| &old.manifest).collect();
         let began = olds.first().and_then(|old| old.segment.split_once('-')).map_or("", |(_, time)| time);
         let segment = format!("{:08}-{began}", link.sequence);
-        let files = self.files.iter().map(|(_, entry)| FileEntry {
-            name: format!("{segment}-{}.parquet", entry.kind),
-            ..entry.clone()
-        });
+        let files = self
+            .files
+            .iter()
+            .map(|(_, entry)| FileEntry { name: format!("{segment}-{}.parquet", entry.kind), ..entry.clone() });
         let (coverage, blind) = sight(&olds);
         Ok(Manifest {
             format: FORMAT.to_owned(),
@@ -124,7 +124,8 @@ fn sight(olds: &[&Manifest]) -> (Option<TimeRange>, Option<Vec<TimeRange>>) {
     let mut spans: Vec<TimeRange> = olds.iter().filter_map(|old| old.coverage).collect();
     spans.sort_by_key(|span| (span.from, span.to));
     let whole = hull(spans.iter().copied());
-    let known: Option<Vec<TimeRange>> = olds.iter().map(|old| old.blind.clone()).collect::<Option<Vec<_>>>().map(|b| b.concat());
+    let known: Option<Vec<TimeRange>> =
+        olds.iter().map(|old| old.blind.clone()).collect::<Option<Vec<_>>>().map(|b| b.concat());
     let Some(mut blind) = known else { return (whole, None) };
     let mut seen: Option<Timestamp> = None;
     for span in spans {
@@ -133,19 +134,6 @@ fn sight(olds: &[&Manifest]) -> (Option<TimeRange>, Option<Vec<TimeRange>>) {
     }
     let joined = join(blind);
     (whole, (joined.len() <= MAX_BLIND).then_some(joined))
-}
-
-/// Stretches that touch become one, in order.
-fn join(mut stretches: Vec<TimeRange>) -> Vec<TimeRange> {
-    stretches.sort_by_key(|stretch| (stretch.from, stretch.to));
-    let mut joined: Vec<TimeRange> = Vec::new();
-    for next in stretches {
-        match joined.last_mut() {
-            Some(last) if next.from <= last.to => last.to = last.to.max(next.to),
-            _ => joined.push(next),
-        }
-    }
-    joined
 }
 
 fn addresses(olds: &[&Manifest]) -> Option<Vec<IpAddr>> {
@@ -162,27 +150,4 @@ fn losses(olds: &[&Manifest]) -> Losses {
         damaged_bytes: sum.damaged_bytes + old.losses.damaged_bytes,
         unreadable_records: sum.unreadable_records + old.losses.unreadable_records,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn range((from, length): (i64, i64)) -> TimeRange {
-        TimeRange { from: Timestamp::from_nanos(from), to: Timestamp::from_nanos(from + length) }
-    }
-
-    proptest! {
-        #[test]
-        fn joined_stretches_hold_the_same_instants_in_order(list in proptest::collection::vec((0..60_i64, 0..9_i64), 0..12)) {
-            let stretches: Vec<_> = list.into_iter().map(range).collect();
-            let joined = join(stretches.clone());
-            let inside = |all: &[TimeRange], at: i64| all.iter().any(|s| s.from.as_nanos() <= at && at <= s.to.as_nanos());
-            for at in 0..80 {
-                prop_assert_eq!(inside(&stretches, at), inside(&joined, at));
-            }
-            prop_assert!(joined.windows(2).all(|pair| pair[0].to < pair[1].from));
-        }
-    }
 }
