@@ -10,7 +10,7 @@ TRIPLE := $(shell rustc -vV 2> /dev/null | sed -n 's/^host: //p')
 TRIPLE_NAME := $(shell echo $(TRIPLE) | tr a-z- A-Z_)
 AGENT := $(BUILT)/$(TRIPLE)/release/guest-agent
 
-.PHONY: help demo test check build prerequisites fmt man clean agent-static bench-agent bench-capture fuzz
+.PHONY: help demo test check build prerequisites fmt man clean agent-static bench-agent bench-capture bench-ledger fuzz
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,12 @@ bench-capture: ## figures of metering beside softflowd and nfpcapd (root, 5 minu
 	@tests/prerequisites --bench
 	$(CARGO) build --release --locked -p hostd -p vestigo-tests --bin hostd --bin bench-capture
 	$(BUILT)/release/bench-capture $(BUILT)/release/hostd
+
+bench-ledger: ## figures of the ledger beside nfdump, up to 100 million flows (root, 12 GB of disk, an hour; FLOWS=… for less)
+	@tests/prerequisites --bench
+	$(CARGO) bench --locked -p vestigo-ledger --bench ingest
+	$(CARGO) build --release --locked -p vestigo-tests -p vestigo-investigate --bin bench-ledger --bin testbed --bin vestigo
+	$(BUILT)/release/bench-ledger
 
 fuzz: prerequisites ## run every fuzz target (SECONDS=60 each)
 	@tests/fuzz/run $(or $(SECONDS),60)

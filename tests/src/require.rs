@@ -22,6 +22,8 @@ pub enum Need {
     Ansible,
     /// Flow meters of others, and the reference of Community ID in the Python environment.
     Meters,
+    /// DuckDB, pyarrow, chDB and Spark in the Python environment, and Java.
+    Engines,
 }
 
 impl fmt::Display for Need {
@@ -33,6 +35,7 @@ impl fmt::Display for Need {
             Need::S3 => "the S3 server (run tests/prerequisites)",
             Need::Ansible => "Ansible (run tests/prerequisites)",
             Need::Meters => "tshark, nfdump, argus and communityid (run tests/prerequisites)",
+            Need::Engines => "DuckDB, pyarrow, chDB, Spark and Java (run tests/prerequisites)",
         })
     }
 }
@@ -65,6 +68,7 @@ fn is_met(need: Need) -> bool {
             ["tshark", "nfpcapd", "nfdump", "argus", "ra"].iter().all(|name| on_path(name))
                 && paths::venv("community-id").is_file()
         }
+        Need::Engines => on_path("java") && paths::venv("spark-class").is_file(),
     }
 }
 

@@ -3,13 +3,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr, path::Path, time::Duration};
 
-use vestigo_model::{HostId, Label, TimeRange, Timestamp, Vo};
-use vestigo_tests::ledger::{
-    Shape, Site,
-    ask::Vestigo,
-    engines::{self, Engine, Question, Rows},
-    truth::{Truth, WhoPoint},
-    write,
+use vestigo_model::{HostId, TimeRange, Timestamp, User, Vo};
+use vestigo_tests::{
+    ledger::{
+        Shape, Site,
+        ask::Vestigo,
+        engines::{self, Engine, Question, Rows},
+        truth::{Truth, WhoPoint},
+        write,
+    },
+    require::{self, Need},
 };
 
 const TOLERANCE: Duration = Duration::from_secs(2);
@@ -20,7 +23,7 @@ struct Questions<'a> {
     vestigo: Vestigo,
     points: Vec<(WhoPoint, TimeRange)>,
     addresses: Vec<IpAddr>,
-    users: Vec<Label>,
+    users: Vec<User>,
     vos: [&'static str; 2],
     range: TimeRange,
 }
@@ -36,7 +39,7 @@ impl<'a> Questions<'a> {
             points.map(|point| (WhoPoint { time: whole(point.time), ..point.clone() }, around(&point))).collect();
         let addresses: BTreeSet<IpAddr> =
             points.iter().flat_map(|(point, _)| [point.flow.local().0, point.flow.peer().0, point.ip]).collect();
-        let users = site.tenants.iter().map(|tenant| tenant.users[0].subject.clone());
+        let users = site.tenants.iter().map(|tenant| tenant.users[0].clone());
         let at = |hours: i64| Timestamp::from_nanos(site.shape.start() + hours * 3_600_000_000_000);
         Self {
             truth,
@@ -49,14 +52,14 @@ impl<'a> Questions<'a> {
         }
     }
 
-    fn pseudonyms(&self, user: &Label) -> Vec<String> {
-        vec![user.to_string()]
+    fn pseudonyms(user: &User) -> Vec<String> {
+        vec![user.subject.to_string()]
     }
 
     fn list(&self) -> Vec<Question> {
         let who = self.points.iter().map(|(point, range)| Question::who(point, *range));
         let flows = self.addresses.iter().map(|ip| Question::flows_of(*ip));
-        let pilots = self.users.iter().map(|user| Question::pilots(&self.pseudonyms(user), self.range));
+        let pilots = self.users.iter().map(|user| Question::pilots(&Self::pseudonyms(user), self.range));
         let ips = self.vos.iter().map(|vo| Question::ips(vo, self.range));
         who.chain(flows).chain(pilots).chain(ips).chain([Question::gaps(self.range)]).collect()
     }
@@ -80,8 +83,8 @@ impl<'a> Questions<'a> {
         for user in &self.users {
             let found = engines::runs(next()).unwrap();
             runs += found.len();
-            assert_eq!(found, self.truth.pilots(user, self.range).unwrap(), "{user}");
-            assert_eq!(found, self.vestigo.pilots(user.as_str(), self.range).unwrap(), "{user}");
+            assert_eq!(found, self.truth.pilots(&user.subject, self.range).unwrap(), "{user}");
+            assert_eq!(found, self.vestigo.pilots(&user.issuer, &user.subject, self.range).unwrap(), "{user}");
         }
         assert!(runs > 3, "{runs}");
         for vo in self.vos {
@@ -111,11 +114,15 @@ fn site() -> Site {
 }
 
 fn answers_as_vestigo_does(engine: Engine) {
+    if !require::met(&[Need::Root, Need::Network, Need::Engines]).unwrap() {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let site = site();
-    write::ledger(&site, folder.path(), 2, |_| ()).unwrap();
-    let questions = Questions::new(&site, folder.path());
-    let answers = engines::ask(engine, folder.path(), &questions.list()).unwrap();
+    let ledger = folder.path().join("ledger");
+    write::ledger(&site, &ledger, 2, |_| ()).unwrap();
+    let questions = Questions::new(&site, &ledger);
+    let answers = engines::ask(engine, &ledger, &questions.list()).unwrap();
     questions.check(&answers);
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use vestigo_model::{HostId, TimeRange, Timestamp};
+use vestigo_model::{HostId, Label, TimeRange, Timestamp};
 
 use super::truth::{AddressOf, PilotRun, Someone, Sum};
 
@@ -28,17 +29,26 @@ pub struct Vestigo {
 }
 
 impl Vestigo {
-    /// The program of this build, over the ledger in the folder.
+    /// The program of this build, over the ledger in the folder. What it keeps beside the answers (catalog, log of
+    /// questions) goes into the folder above.
     ///
     /// # Errors
-    /// It is not built.
+    /// It is not built, or there is no folder above.
     pub fn over(ledger: &Path) -> Result<Self> {
-        let common = vec!["--ledger".to_owned(), ledger.display().to_string()];
-        let env = [("VESTIGO_CASE", "BENCH-1"), ("VESTIGO_REASON", "a question with a known answer")];
+        let beside = ledger.parent().context("a ledger in a folder of its own")?;
+        let config = beside.join("vestigo.toml");
+        let log = beside.join("access.jsonl");
+        fs::write(&config, format!("[access]\nlog = \"{}\"\n", log.display()))?;
+        let env = [
+            ("VESTIGO_CASE", "BENCH-1".to_owned()),
+            ("VESTIGO_REASON", "a question with a known answer".to_owned()),
+            ("VESTIGO_CONFIG", config.display().to_string()),
+            ("XDG_CACHE_HOME", beside.join("cache").display().to_string()),
+        ];
         Ok(Self {
             program: crate::bins::path("vestigo")?,
-            common,
-            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            common: vec!["--ledger".to_owned(), ledger.display().to_string()],
+            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
         })
     }
 
@@ -105,9 +115,10 @@ impl Vestigo {
     ///
     /// # Errors
     /// As [`Vestigo::ask`].
-    pub fn pilots(&self, user: &str, range: TimeRange) -> Result<BTreeSet<PilotRun>> {
+    pub fn pilots(&self, issuer: &Label, user: &Label, range: TimeRange) -> Result<BTreeSet<PilotRun>> {
         let (from, to) = (range.from.to_string(), range.to.to_string());
-        let said = self.ask(&["pilots", "--user", user, "--from", &from, "--to", &to])?;
+        let user = ["--issuer", issuer.as_str(), "--user", user.as_str()];
+        let said = self.ask(&[&["pilots", "--from", &from, "--to", &to], &user[..]].concat())?;
         let mut found = BTreeSet::new();
         for row in items(&said, "/answer/rows") {
             for run in items(row, "/payloads") {
@@ -123,7 +134,7 @@ impl Vestigo {
     /// As [`Vestigo::ask`].
     pub fn outages(&self, range: TimeRange) -> Result<BTreeSet<(HostId, Timestamp, Timestamp)>> {
         let (from, to) = (range.from.to_string(), range.to.to_string());
-        let said = self.ask(&["pilots", "--user", "nobody", "--from", &from, "--to", &to])?;
+        let said = self.ask(&["pilots", "--user", "nobody", "--issuer", "nobody", "--from", &from, "--to", &to])?;
         let mut found = BTreeSet::new();
         for point in items(&said, "/answer/coverage/details") {
             for part in items(point, "/statements").filter(|part| part.get("where").is_some_and(|w| w == "hostd-down"))

@@ -12,6 +12,7 @@
 //! ```
 
 pub mod ask;
+pub mod bench;
 pub mod day;
 pub mod draw;
 pub mod engines;

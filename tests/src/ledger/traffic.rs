@@ -128,7 +128,6 @@ impl<'a> Traffic<'a> {
             end_reason: EndReason::EndOfFlow,
             initiator: Initiator::Seen,
             src_expected: Expected::Yes,
-            community_id: String::new(),
             post_nat: None,
             notes: FlowNotes::default(),
             attribution: Attribution { quality: Quality::Instance, payload: None, reason: "agent-absent".to_owned() },
