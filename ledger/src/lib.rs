@@ -27,6 +27,7 @@ mod error;
 pub mod frame;
 mod log;
 mod manifest;
+pub mod people;
 pub mod questions;
 mod reader;
 mod segment;

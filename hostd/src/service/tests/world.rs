@@ -51,6 +51,7 @@ pub fn claim(uid: u128, first: u16) -> PayloadClaim {
         command: vec!["./a".to_owned()],
         leases: vec![Lease::Ports(PortBlock { first, last: first + 1023 })],
         isolation: BTreeMap::new(),
+        withheld: None,
     }
 }
 
