@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vestigo_model::HostId;
 
-use crate::{durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError};
+use crate::{durable::IoError, frame::TooLong, manifest::ManifestError, people::KeyError, segment::SegmentError};
 
 /// Why the ledger could not do what was asked. After any of these from a [`crate::Writer`] the writer is still consistent:
 /// nothing of the failed call was kept, and the call may be repeated.
@@ -41,6 +41,9 @@ pub enum LedgerError {
     /// A record could not be turned into JSON.
     #[error("Cannot write a record as JSON")]
     Encode(#[source] serde_json::Error),
+    /// The keys of persons.
+    #[error(transparent)]
+    People(#[from] KeyError),
     /// A segment.
     #[error(transparent)]
     Segment(#[from] SegmentError),

@@ -24,10 +24,9 @@ mod tests;
 pub use files::{
     KeyError, PUBLIC_NAME, destroy_secret, read_public, read_secret, secret_path, write_public, write_secret,
 };
-pub use keyring::{Keyring, Wanted};
+pub use keyring::{Asked, Keyring, Wanted};
 pub use keys::{PublicSet, SearchKey, SecretSet, key_id};
 pub use period::{Owner, ParseKeyNameError, Period};
-pub use row::PersonRow;
+pub use row::{PersonRow, stored_rows};
 pub use sealer::Sealer;
-pub(crate) use sealer::Tenants;
 pub use withhold::Person;

@@ -128,7 +128,17 @@ impl Ledger {
         let Some(range) = question.range.or(extent) else {
             return Ok(pilots::PilotsAnswer::default());
         };
-        let view = View { facts: self.facts(range)?, extent, ..View::default() };
-        Ok(pilots::answer(question, range, &view))
+        let asked = self.keys().asked(question.issuer.as_ref(), &question.subject, range);
+        let mut facts = self.stored_facts(range)?;
+        if !asked.needs_names() {
+            // Opening a name costs more than comparing a pseudonym: only those found are opened.
+            facts.payloads.retain(|payload| asked.is(&payload.claim.user));
+        }
+        self.reveal(&mut facts)?;
+        let closed = facts.payloads.iter().filter(|payload| payload.claim.withheld.is_some()).count();
+        let view = View { facts, extent, ..View::default() };
+        let answer = pilots::answer(&asked, range, &view);
+        let notes = if asked.needs_names() { pilots::closed_note(closed) } else { self.keys().unsearchable(&asked) };
+        Ok(pilots::PilotsAnswer { notes: notes.into_iter().collect(), ..answer })
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     error::LedgerError,
     log,
     manifest::{self, Kind, Sealed},
+    people::Keyring,
     segment::scan::{self, FlowFilter},
 };
 
@@ -37,6 +38,8 @@ pub struct Ledger {
     sealed: Vec<Sealed>,
     /// By host, then by generation.
     live: Vec<Live>,
+    /// What of the names in it may be read.
+    keys: Keyring,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -82,7 +85,38 @@ impl Ledger {
         live.retain(|l| covered.get(&l.host).is_none_or(|last| l.generation > *last));
         live.sort_by(|a, b| (&a.host, a.generation).cmp(&(&b.host, b.generation)));
         live.dedup_by(|a, b| (&a.host, a.generation) == (&b.host, b.generation));
-        Ok(Self { sealed, live })
+        Ok(Self { sealed, live, keys: Keyring::default() })
+    }
+
+    /// With these keys, answers have names in place of pseudonyms where the keys open them.
+    #[must_use]
+    pub fn with_keys(self, keys: Keyring) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The keys.
+    #[must_use]
+    pub const fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    /// Puts names in place of pseudonyms where there are keys for them.
+    ///
+    /// # Errors
+    /// A segment that cannot be read.
+    pub(crate) fn reveal(&self, facts: &mut Facts) -> Result<(), LedgerError> {
+        self.keys.clone().reveal(facts, |wanted| {
+            let mut rows = Vec::new();
+            for sealed in &self.sealed {
+                let (host, recorded) = (&sealed.manifest.host, sealed.manifest.recorded);
+                if recorded.is_some_and(|recorded| wanted.may_lie_in(host, recorded))
+                    && let Some(path) = sealed.file(Kind::People)?
+                {
+                    rows.extend(scan::people(&path)?.0);
+                }
+            }
+            Ok(rows)
+        })
     }
 
     /// The manifests, by host and sequence.
@@ -128,6 +162,13 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
+        let mut facts = self.stored_facts(range)?;
+        self.reveal(&mut facts)?;
+        Ok(facts)
+    }
+
+    /// The facts that touch the range, with pseudonyms where they were stored so.
+    pub(crate) fn stored_facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
         self.facts_of(range, &Kind::ALL, |_| true)
     }
 
@@ -137,7 +178,9 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn payloads_of(&self, domain: DomainUuid, range: TimeRange) -> Result<Vec<Payload>, LedgerError> {
         let of_vm = |fact: &Fact| matches!(fact, Fact::Payload(payload) if payload.domain == domain);
-        Ok(self.facts_of(range, &[Kind::Payloads], of_vm)?.payloads)
+        let mut facts = self.facts_of(range, &[Kind::Payloads], of_vm)?;
+        self.reveal(&mut facts)?;
+        Ok(facts.payloads)
     }
 
     fn facts_of(&self, range: TimeRange, kinds: &[Kind], wanted: impl Fn(&Fact) -> bool) -> Result<Facts, LedgerError> {

@@ -54,6 +54,9 @@ fn text(question: &PilotsQuestion, answer: &PilotsAnswer, style: Style) -> Strin
         text.push_str(&pilot(row, style));
         text.push('\n');
     }
+    for note in &answer.notes {
+        text.push_str(&format!("{} {}\n\n", style.warning("NOTE"), safe(note)));
+    }
     match &answer.coverage {
         Some(window) => text.push_str(&coverage::block(window, style)),
         None => text.push_str(&coverage::extent(None)),

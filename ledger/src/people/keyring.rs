@@ -11,7 +11,7 @@ use vestigo_model::{DomainUuid, HostId, Label, PayloadUid, TimeRange, User, Vo};
 use super::{
     Owner, Period, Person, PersonRow,
     files::{self, KeyError, PUBLIC_NAME},
-    keys::{PublicSet, SecretSet},
+    keys::{self, PublicSet, SecretSet},
     withhold,
 };
 use crate::{durable, reader::Facts};
@@ -117,6 +117,22 @@ impl Keyring {
         sets.flat_map(|(_, sets)| sets).map(|set| set.pseudonym(&user)).collect()
     }
 
+    /// Whom a question about a user means: by name, or by pseudonym.
+    #[must_use]
+    pub fn asked(&self, issuer: Option<&Label>, subject: &Label, range: TimeRange) -> Asked {
+        let pseudonyms = issuer.map(|issuer| self.pseudonyms(issuer, subject, None, range)).unwrap_or_default();
+        let place = keys::place_of(subject.as_str());
+        let sets = place.as_ref().and_then(|place| self.search.get(place)).cloned().unwrap_or_default();
+        let by_pseudonym = place.is_some();
+        Asked { issuer: issuer.cloned(), subject: subject.clone(), pseudonyms, sets, by_pseudonym }
+    }
+
+    /// What is to be said when a name was asked for and there is no key to look for it.
+    pub(crate) fn unsearchable(&self, asked: &Asked) -> Option<String> {
+        let nothing = self.is_empty() && !asked.by_pseudonym;
+        nothing.then(|| "there is no search key here, so only records that name users in clear were looked at: give keys with --keys, or ask for the pseudonym".to_owned())
+    }
+
     /// What is in a row; `None` without its key.
     #[must_use]
     pub fn unseal(&self, row: &PersonRow) -> Option<Person> {
@@ -166,6 +182,42 @@ impl Keyring {
     }
 }
 
+/// Whom a question means. Stored records name users by pseudonym, those in the log and in segments of version 1 by name.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    issuer: Option<Label>,
+    subject: Label,
+    pseudonyms: BTreeSet<Label>,
+    /// Keys that may have made the pseudonym that is asked for.
+    sets: Vec<PublicSet>,
+    by_pseudonym: bool,
+}
+
+impl Asked {
+    /// Whether this is the user.
+    #[must_use]
+    pub fn is(&self, user: &User) -> bool {
+        if user.is_pseudonym() {
+            return user.subject == self.subject || self.pseudonyms.contains(&user.subject);
+        }
+        let by_name = user.subject == self.subject && self.issuer.as_ref().is_none_or(|issuer| user.issuer == *issuer);
+        by_name || self.sets.iter().any(|set| set.pseudonym(user) == self.subject)
+    }
+
+    /// Whether stored names must be opened to find the user: without the issuer no pseudonym can be computed.
+    #[must_use]
+    pub const fn needs_names(&self) -> bool {
+        self.issuer.is_none() && !self.by_pseudonym
+    }
+
+    /// What the column `user` of payloads can hold for this user; `None`: it decides nothing, see [`Asked::needs_names`].
+    #[must_use]
+    pub fn column_values(&self) -> Option<BTreeSet<Label>> {
+        let own = std::iter::once(self.subject.clone());
+        (!self.needs_names()).then(|| self.pseudonyms.iter().cloned().chain(own).collect())
+    }
+}
+
 fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
@@ -191,6 +243,14 @@ impl Wanted {
             wanted.0.entry(event.host.clone()).or_default().insert(event.time);
         }
         wanted
+    }
+
+    /// From the first to the last stamp; `None` when nothing is wanted.
+    #[must_use]
+    pub fn range(&self) -> Option<TimeRange> {
+        let first = self.0.values().filter_map(BTreeSet::first).min()?;
+        let last = self.0.values().filter_map(BTreeSet::last).max()?;
+        TimeRange::new(*first, *last)
     }
 
     /// Whether a segment of this host, whose records were written in this range, may hold one of the rows.

@@ -59,6 +59,14 @@ impl SearchKey {
     }
 }
 
+/// The owner and the month in a pseudonym; `None` when the text is none.
+pub(super) fn place_of(pseudonym: &str) -> Option<(Owner, Period)> {
+    // From the back: VOs have dots in their names.
+    let (rest, digest) = pseudonym.strip_prefix(VERSION)?.strip_prefix('.')?.rsplit_once('.')?;
+    let (owner, period) = rest.rsplit_once('.')?;
+    (digest.len() == 26).then_some((owner.parse().ok()?, period.parse().ok()?))
+}
+
 /// Names a public key: the first 16 hexadecimal digits of its SHA-256.
 #[must_use]
 pub fn key_id(public: &[u8; 32]) -> String {

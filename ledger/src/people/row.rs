@@ -6,7 +6,7 @@ use arrow::{array::RecordBatch, error::ArrowError};
 use vestigo_model::{DomainUuid, HostId, Label, PayloadUid, Vo};
 
 use super::Period;
-use crate::segment::{SegmentError, decode::Columns, table::Table};
+use crate::segment::{SegmentError, decode::Columns, scan, table::Table};
 
 /// Longest sealed box that a reader takes: a claim is bounded far below.
 const MAX_SEALED: usize = 1 << 20;
@@ -45,6 +45,14 @@ pub(crate) fn build(rows: &[PersonRow]) -> Result<RecordBatch, ArrowError> {
     table.word("key", rows.iter().map(|row| Some(row.key.as_str())));
     table.binary("sealed", rows.iter().map(|row| row.sealed.as_slice()));
     table.finish()
+}
+
+/// The rows of a stored file, and how many of them are none of this form.
+///
+/// # Errors
+/// It cannot be read.
+pub fn stored_rows(path: &Path) -> Result<(Vec<PersonRow>, u64), SegmentError> {
+    scan::people(path)
 }
 
 /// Columns as rows; those that hold no row of this form are counted.

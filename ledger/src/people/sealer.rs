@@ -1,7 +1,7 @@
 //! What hostd holds: search keys and public keys. It takes persons out of records before these are stored, and cannot put them back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -14,6 +14,7 @@ use super::{
     keys::{PublicSet, SecretSet},
     withhold,
 };
+use crate::segment::content::Content;
 
 type Sets = BTreeMap<(Owner, Period), Arc<PublicSet>>;
 
@@ -92,6 +93,28 @@ impl Sealer {
         Ok(Some(PersonRow { pseudonym, vo, period, host, domain, payload, key, sealed }))
     }
 
+    /// Takes the persons out of everything that goes into a segment, before any of it is written.
+    ///
+    /// # Errors
+    /// As [`Sealer::withhold`]; the content is not to be written then.
+    pub(crate) fn withhold_all(&self, content: &mut Content) -> Result<(), KeyError> {
+        let instances = content.facts.iter().filter_map(|row| match &row.record.fact {
+            Fact::Instance(instance) => Some(instance),
+            _ => None,
+        });
+        let tenants = Tenants::of(instances);
+        // A payload that begins and ends in one segment has one row.
+        let mut known = BTreeSet::new();
+        for row in content.facts.iter_mut().filter(|row| withhold::may_name(&row.record)) {
+            let vo = tenants.vo(&row.record);
+            let person = self.withhold(&mut row.record, vo, row.carried)?;
+            row.text = serde_json::to_string(&row.record).map_err(|_| KeyError::Seal)?;
+            let mark = withhold::mark_in(&row.record.fact).map(str::to_owned);
+            content.people.extend(person.filter(|person| known.insert((person.domain, person.payload, mark))));
+        }
+        Ok(())
+    }
+
     fn keys(&self, vo: Option<&Vo>, period: Period) -> Result<Arc<PublicSet>, KeyError> {
         let given = self.given.read().unwrap_or_else(PoisonError::into_inner);
         let of_vo = vo.and_then(|vo| given.get(&(Owner::Vo(vo.clone()), period)));
@@ -144,12 +167,12 @@ const fn place_of(fact: &Fact) -> (Option<&HostId>, Option<DomainUuid>) {
 
 /// Which VO a fact belongs to: the tenant's of the VM that it is about.
 #[derive(Debug, Default)]
-pub(crate) struct Tenants(BTreeMap<DomainUuid, BTreeMap<Timestamp, Option<Vo>>>);
+struct Tenants(BTreeMap<DomainUuid, BTreeMap<Timestamp, Option<Vo>>>);
 
 impl Tenants {
     /// Of the VMs that a segment knows of. The first record of a VM decides: a VO that is mapped late finds its users in the same
     /// place in this segment.
-    pub(crate) fn of<'a>(instances: impl Iterator<Item = &'a Instance>) -> Self {
+    fn of<'a>(instances: impl Iterator<Item = &'a Instance>) -> Self {
         let mut tenants = Self::default();
         for instance in instances {
             let starts = tenants.0.entry(instance.domain).or_default();
@@ -159,7 +182,7 @@ impl Tenants {
     }
 
     /// The VO of the fact's VM at the fact's time.
-    pub(crate) fn vo(&self, record: &FactRecord) -> Option<&Vo> {
+    fn vo(&self, record: &FactRecord) -> Option<&Vo> {
         let domain = match &record.fact {
             Fact::Payload(Payload { domain, .. }) => Some(*domain),
             Fact::Event(event) => event.domain,

@@ -105,6 +105,20 @@ pub(super) fn show_event(event: &mut Event, person: Person) {
     event.detail.extend(told.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?))));
 }
 
+/// Whether there may be anything in a record to take out.
+pub(super) const fn may_name(record: &FactRecord) -> bool {
+    record.link.is_some() || matches!(record.fact, Fact::Payload(_) | Fact::Event(_))
+}
+
+/// The mark in a fact.
+pub(super) fn mark_in(fact: &Fact) -> Option<&str> {
+    match fact {
+        Fact::Payload(payload) => payload.claim.withheld.as_ref().map(Label::as_str),
+        Fact::Event(event) => mark_of(event),
+        Fact::Instance(_) | Fact::Coverage(_) => None,
+    }
+}
+
 /// The mark in an event.
 pub(super) fn mark_of(event: &Event) -> Option<&str> {
     event.detail.get(WITHHELD).map(String::as_str)

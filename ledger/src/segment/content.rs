@@ -9,6 +9,7 @@ use crate::{
     entry::Entry,
     log,
     manifest::{Losses, Validity},
+    people::PersonRow,
 };
 
 /// A fact and where it comes from.
@@ -27,6 +28,8 @@ pub(crate) struct Content {
     pub(crate) flows: Vec<Flow>,
     /// In the order written: of two records with the same key, the later one holds.
     pub(crate) facts: Vec<FactRow>,
+    /// Who the pseudonyms in `facts` are, sealed. Empty where nobody seals.
+    pub(crate) people: Vec<PersonRow>,
     pub(crate) losses: Losses,
 }
 

@@ -22,7 +22,10 @@ use parquet::{
 use vestigo_model::{FactRecord, Flow, TimeRange, Vo};
 
 use super::{SegmentError, decode, tables::address_text};
-use crate::durable::IoError;
+use crate::{
+    durable::IoError,
+    people::{PersonRow, row},
+};
 
 /// Which flows a question wants.
 #[derive(Debug, Clone)]
@@ -79,6 +82,18 @@ pub(crate) fn facts(path: &Path) -> Result<(Vec<FactRecord>, u64), SegmentError>
         }
     }
     Ok((facts, unreadable))
+}
+
+/// The sealed persons in a file, and how many rows are none.
+pub(crate) fn people(path: &Path) -> Result<(Vec<PersonRow>, u64), SegmentError> {
+    let reader = open(path)?.build().map_err(decode_error(path))?;
+    let (mut rows, mut unreadable) = (Vec::new(), 0);
+    for batch in reader {
+        let (more, bad) = row::read(&batch.map_err(|error| decode_error(path)(error.into()))?, path)?;
+        rows.extend(more);
+        unreadable += bad;
+    }
+    Ok((rows, unreadable))
 }
 
 /// The flows in a file that the filter wants.
