@@ -91,6 +91,9 @@ pub struct Config {
     /// Segments and coverage.
     #[serde(default)]
     pub record: Record,
+    /// Keys for names.
+    #[serde(default)]
+    pub people: People,
     /// Disk pins.
     #[serde(default)]
     pub pins: Pins,
@@ -272,6 +275,23 @@ impl Default for Record {
     }
 }
 
+/// `[people]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct People {
+    /// The site's keys without their secrets, as `vestigo keys new` writes them. Without it `/etc/vestigo/people.json`, if that is
+    /// there.
+    pub keys: Option<PathBuf>,
+    /// Folder of keys that hostd makes for itself, for months that the site gave none for.
+    pub own: PathBuf,
+}
+
+impl Default for People {
+    fn default() -> Self {
+        Self { keys: None, own: "/var/lib/vestigo/keys/people".into() }
+    }
+}
+
 /// `[pins]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -394,6 +414,8 @@ impl Config {
         let folders =
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
+        let relative = relative.chain([("people.own", &self.people.own)]);
+        let relative = relative.chain(self.people.keys.iter().map(|file| ("people.keys", file)));
         let relative = relative.chain(self.bans.iter().map(|file| ("bans", file)));
         let relative = relative.chain([("status.socket", &self.status.socket)]);
         let relative = relative.chain(self.metrics.file.iter().map(|file| ("metrics.file", file)));
@@ -440,6 +462,8 @@ mod tests {
         assert!(message.contains("line 3") && message.contains("`ring` or `pnet`"), "{message}");
         let message = parse("host = \"hv1\"\nspool = \"spool\"\n").unwrap_err();
         assert!(message.contains("spool is spool, a relative path"), "{message}");
+        let message = parse("host = \"hv1\"\n[people]\nkeys = \"people.json\"\n").unwrap_err();
+        assert!(message.contains("people.keys is people.json, a relative path"), "{message}");
         assert!(parse("").unwrap_err().contains("missing field `host`"));
     }
 }

@@ -98,12 +98,17 @@ pub fn told<T: Send + 'static>(asker: oneshot::Sender<T>, what: T) -> Durable {
 }
 
 impl Recorder {
-    /// Opens the ledger and starts its thread. Gives what an earlier life left open.
+    /// Opens the ledger, has it prepared (what seals names, what signs) and starts its thread. Gives what an earlier life left open.
     ///
     /// # Errors
     /// [`RecorderError`].
-    pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
-        let (writer, recovered) = Writer::open(root, options)?;
+    pub fn start(
+        root: &Path,
+        options: WriterOptions,
+        prepare: impl FnOnce(&mut Writer),
+    ) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
+        let (mut writer, recovered) = Writer::open(root, options)?;
+        prepare(&mut writer);
         let (queue, entries) = mpsc::unbounded_channel();
         let places = Arc::new(Places { facts: Semaphore::new(FACTS), flows: Semaphore::new(FLOWS) });
         let totals = Arc::new(Totals::default());

@@ -1,6 +1,7 @@
 //! The commands: each asks the ledger and renders the answer.
 
 pub mod ips;
+pub mod keys;
 pub mod pilots;
 pub mod who;
 

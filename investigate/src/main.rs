@@ -21,6 +21,7 @@ fn main() -> std::process::ExitCode {
         Command::Who(arguments) => commands::who::run(arguments, style),
         Command::Ips(arguments) => commands::ips::run(arguments, style),
         Command::Pilots(arguments) => commands::pilots::run(arguments, style),
+        Command::Keys(arguments) => commands::keys::run(arguments),
         Command::Man { folder } => commands::man(folder),
     };
     let exit = result.map_or_else(|error| complain(&error), |output| print(&output.text, output.exit));

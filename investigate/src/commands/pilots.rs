@@ -7,7 +7,7 @@ use vestigo_ledger::{
 };
 use vestigo_model::Timestamp;
 
-use super::{Output, exit, json};
+use super::{Output, exit, json, keys::keyring};
 use crate::{
     arguments::{Pilots, range},
     render::{self, Style, coverage, parts, safe},
@@ -22,7 +22,7 @@ pub fn run(arguments: &Pilots, style: Style) -> Result<Output> {
             Some(range(from.unwrap_or(first), to.unwrap_or(last))?)
         }
     };
-    let ledger = Ledger::open(&arguments.common.ledgers())?;
+    let ledger = Ledger::open(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?);
     // An open end means the ledger's own end: the coverage of centuries that it says nothing about would only mislead.
     let range = range.map(|range| clip(range, arguments, ledger.extent()));
     let question = PilotsQuestion { subject: arguments.user.clone(), issuer: arguments.issuer.clone(), range };
