@@ -50,7 +50,7 @@ fn writer(root: &Path, sets: Vec<PublicSet>) -> Writer {
 }
 
 fn ledger(root: &Path, keys: Keyring) -> Ledger {
-    Ledger::open(&[root.to_owned()]).unwrap().with_keys(keys)
+    Ledger::open_folders(&[root.to_owned()]).unwrap().with_keys(keys)
 }
 
 fn refusal(subject: &str) -> Event {

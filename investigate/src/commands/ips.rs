@@ -19,8 +19,9 @@ pub fn run(arguments: &Ips, style: Style) -> Result<Output> {
         range: range(arguments.from, arguments.to)?,
         pilot: arguments.pilot.clone(),
     };
-    let answer =
-        Ledger::open(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?).ips(&question)?;
+    let answer = Ledger::open_folders(&arguments.common.ledgers())?
+        .with_keys(keyring(&arguments.common.keys)?)
+        .ips(&question)?;
     let text = if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, style) };
     let found = !answer.rows.is_empty();
     Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })

@@ -22,7 +22,7 @@ pub fn run(arguments: &Pilots, style: Style) -> Result<Output> {
             Some(range(from.unwrap_or(first), to.unwrap_or(last))?)
         }
     };
-    let ledger = Ledger::open(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?);
+    let ledger = Ledger::open_folders(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?);
     // An open end means the ledger's own end: the coverage of centuries that it says nothing about would only mislead.
     let range = range.map(|range| clip(range, arguments, ledger.extent()));
     let question = PilotsQuestion { subject: arguments.user.clone(), issuer: arguments.issuer.clone(), range };

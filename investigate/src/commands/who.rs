@@ -32,8 +32,9 @@ pub fn run(arguments: &Who, style: Style) -> Result<Output> {
         proto: arguments.proto,
         instance: arguments.instance.clone(),
     };
-    let answer =
-        Ledger::open(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?).who(&question)?;
+    let answer = Ledger::open_folders(&arguments.common.ledgers())?
+        .with_keys(keyring(&arguments.common.keys)?)
+        .who(&question)?;
     let text = if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, style) };
     let found = !answer.candidates.is_empty();
     Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })

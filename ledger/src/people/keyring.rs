@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use vestigo_model::{DomainUuid, HostId, Label, PayloadUid, TimeRange, User, Vo};
+use vestigo_model::{DomainUuid, HostId, Label, PayloadUid, TimeRange, Timestamp, User, Vo};
 
 use super::{
     Owner, Period, Person, PersonRow,
@@ -127,8 +127,14 @@ impl Keyring {
         Asked { issuer: issuer.cloned(), subject: subject.clone(), pseudonyms, sets, by_pseudonym }
     }
 
-    /// What is to be said when a name was asked for and there is no key to look for it.
-    pub(crate) fn unsearchable(&self, asked: &Asked) -> Option<String> {
+    /// What is to be said of a question about a user that these keys leave open: `closed` payloads that were looked at have names
+    /// that nobody opened.
+    pub(crate) fn left_open(&self, asked: &Asked, closed: usize) -> Option<String> {
+        if asked.needs_names() {
+            let why = "payloads have a pseudonym that no key here opens, so the user may be among them: \
+                       name the issuer too, with which a search key finds them, or give the secret key with --keys";
+            return (closed > 0).then(|| format!("{closed} {why}"));
+        }
         let nothing = self.is_empty() && !asked.by_pseudonym;
         nothing.then(|| "there is no search key here, so only records that name users in clear were looked at: give keys with --keys, or ask for the pseudonym".to_owned())
     }
@@ -157,7 +163,7 @@ impl Keyring {
         rows: impl FnOnce(&Wanted) -> Result<Vec<PersonRow>, E>,
     ) -> Result<(), E> {
         let wanted = Wanted::of(facts);
-        if !self.opens() || wanted.0.is_empty() {
+        if !self.opens() || wanted.runs.is_empty() {
             return Ok(());
         }
         let mut known: BTreeMap<RowKey, Vec<PersonRow>> = BTreeMap::new();
@@ -228,7 +234,10 @@ type RowKey = (HostId, Option<DomainUuid>, Option<PayloadUid>);
 /// that the record was first written to, so in one whose `recorded` begins no later than a while after the stamp and
 /// ends no earlier than it.
 #[derive(Debug, Default, Clone)]
-pub struct Wanted(BTreeMap<HostId, BTreeSet<vestigo_model::Timestamp>>);
+pub struct Wanted {
+    stamps: BTreeMap<HostId, BTreeSet<Timestamp>>,
+    runs: BTreeSet<RowKey>,
+}
 
 /// How long after the host's stamp a record may be written, and how far the host's clock may step back between the two.
 const LATE: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -237,26 +246,37 @@ impl Wanted {
     fn of(facts: &Facts) -> Self {
         let mut wanted = Self::default();
         for payload in facts.payloads.iter().chain(&facts.conflicting).filter(|p| p.claim.withheld.is_some()) {
-            wanted.0.entry(payload.host.clone()).or_default().insert(payload.received);
+            wanted.add(&payload.host, payload.received, (Some(payload.domain), Some(payload.claim.uid)));
         }
         for event in facts.events.iter().filter(|event| withhold::mark_of(event).is_some()) {
-            wanted.0.entry(event.host.clone()).or_default().insert(event.time);
+            wanted.add(&event.host, event.time, (event.domain, withhold::run_of_event(event)));
         }
         wanted
+    }
+
+    fn add(&mut self, host: &HostId, stamp: Timestamp, (domain, run): (Option<DomainUuid>, Option<PayloadUid>)) {
+        self.stamps.entry(host.clone()).or_default().insert(stamp);
+        self.runs.insert((host.clone(), domain, run));
+    }
+
+    /// Whether a row belongs to one of the records.
+    #[must_use]
+    pub fn wants(&self, row: &PersonRow) -> bool {
+        self.runs.contains(&(row.host.clone(), row.domain, row.payload))
     }
 
     /// From the first to the last stamp; `None` when nothing is wanted.
     #[must_use]
     pub fn range(&self) -> Option<TimeRange> {
-        let first = self.0.values().filter_map(BTreeSet::first).min()?;
-        let last = self.0.values().filter_map(BTreeSet::last).max()?;
+        let first = self.stamps.values().filter_map(BTreeSet::first).min()?;
+        let last = self.stamps.values().filter_map(BTreeSet::last).max()?;
         TimeRange::new(*first, *last)
     }
 
     /// Whether a segment of this host, whose records were written in this range, may hold one of the rows.
     #[must_use]
     pub fn may_lie_in(&self, host: &HostId, recorded: TimeRange) -> bool {
-        let times = self.0.get(host);
+        let times = self.stamps.get(host);
         times.is_some_and(|times| times.range(recorded.from - LATE..=recorded.to + LATE).next().is_some())
     }
 }

@@ -1,12 +1,16 @@
 //! The table `people`: one sealed row for each record that a person was taken out of.
 
-use std::{path::Path, str::FromStr};
+use std::{fs::File, path::Path, str::FromStr};
 
 use arrow::{array::RecordBatch, error::ArrowError};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use vestigo_model::{DomainUuid, HostId, Label, PayloadUid, Vo};
 
 use super::Period;
-use crate::segment::{SegmentError, decode::Columns, scan, table::Table};
+use crate::{
+    durable::IoError,
+    segment::{SegmentError, decode::Columns, table::Table},
+};
 
 /// Longest sealed box that a reader takes: a claim is bounded far below.
 const MAX_SEALED: usize = 1 << 20;
@@ -52,7 +56,16 @@ pub(crate) fn build(rows: &[PersonRow]) -> Result<RecordBatch, ArrowError> {
 /// # Errors
 /// It cannot be read.
 pub fn stored_rows(path: &Path) -> Result<(Vec<PersonRow>, u64), SegmentError> {
-    scan::people(path)
+    let decode = |source| SegmentError::Decode { path: path.to_owned(), source };
+    let file = File::open(path).map_err(IoError::at("open", path))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build()).map_err(decode)?;
+    let (mut rows, mut unreadable) = (Vec::new(), 0);
+    for batch in reader {
+        let (more, bad) = read(&batch.map_err(|error| decode(error.into()))?, path)?;
+        rows.extend(more);
+        unreadable += bad;
+    }
+    Ok((rows, unreadable))
 }
 
 /// Columns as rows; those that hold no row of this form are counted.

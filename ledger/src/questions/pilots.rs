@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use vestigo_model::{DomainUuid, HostId, Instance, InstanceId, Label, Payload, PilotId, TimeRange, Vo};
 
-use crate::people::Asked;
-
 use super::{
     View,
     coverage::{self, WindowCoverage},
@@ -63,9 +61,10 @@ pub struct PilotsAnswer {
 
 /// Answers the question from what the ledger gave.
 #[must_use]
-pub fn answer(asked: &Asked, range: TimeRange, view: &View) -> PilotsAnswer {
+pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> PilotsAnswer {
     let mut rows: BTreeMap<(PilotId, HostId, DomainUuid, Option<InstanceId>), PilotsRow> = BTreeMap::new();
-    let mut payloads: Vec<&Payload> = view.facts.payloads.iter().filter(|p| is_meant(asked, range, p)).collect();
+    let mut payloads: Vec<&Payload> =
+        view.facts.payloads.iter().filter(|p| is_meant(question, range, view, p)).collect();
     payloads.sort_by_key(|p| p.received);
     for payload in payloads {
         let instance = interval(&view.facts.instances, payload);
@@ -91,21 +90,14 @@ pub fn answer(asked: &Asked, range: TimeRange, view: &View) -> PilotsAnswer {
         row.payloads.push(GuestClaims::new(payload));
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
-    let coverage = coverage::summarise(range, &view.facts, view.extent, &shown);
+    let coverage = coverage::summarise(range, &view.facts, view.extent, &shown, &view.reach);
     PilotsAnswer { rows: rows.into_values().collect(), notes: Vec::new(), coverage: Some(coverage) }
 }
 
-/// What is to be said of payloads whose names nobody opened.
-pub(super) fn closed_note(closed: usize) -> Option<String> {
-    let why = "payloads have a pseudonym that no key here opens, so the user may be among them: \
-               name the issuer too, with which a search key finds them, or give the secret key with --keys";
-    (closed > 0).then(|| format!("{closed} {why}"))
-}
-
-fn is_meant(asked: &Asked, range: TimeRange, payload: &Payload) -> bool {
+fn is_meant(question: &PilotsQuestion, range: TimeRange, view: &View, payload: &Payload) -> bool {
     // What a VM says of its own traffic names no person.
     payload.claim.holder.is_payload()
-        && asked.is(&payload.claim.user)
+        && view.is_asked(&question.subject, question.issuer.as_ref(), &payload.claim.user)
         && range.touches(payload.received.min(payload.claimed), payload.end.map(|end| end.received))
 }
 
