@@ -219,6 +219,8 @@ fn values(batch: &RecordBatch) -> Vec<u8> {
     for column in batch.columns() {
         if let Some(binary) = column.as_binary_opt::<i32>() {
             binary.iter().flatten().for_each(|value| bytes.extend_from_slice(value));
+        } else if let Some(fixed) = column.as_fixed_size_binary_opt() {
+            fixed.iter().flatten().for_each(|value| bytes.extend_from_slice(value));
         } else if !matches!(column.data_type(), DataType::Timestamp(..)) {
             let texts = cast(column, &DataType::Utf8).unwrap();
             texts.as_string::<i32>().iter().flatten().for_each(|value| bytes.extend_from_slice(value.as_bytes()));
