@@ -4,9 +4,12 @@
 mod fixture;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
+    io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -305,4 +308,50 @@ fn segments_of_version_1_still_name_their_users() {
     let user = &payloads(&ledger(&root, Keyring::default()))[0].claim.user.clone();
     let (found, notes) = pilots(&ledger(&root, ring(&[&keys(Owner::Site)])), user.subject.as_str(), None);
     assert!(!found.is_empty() && notes.is_empty());
+}
+
+/// libsodium by way of PyNaCl, HMAC and SHA-256 by way of Python: none of them ours. `tests/prerequisites` installs it.
+#[test]
+fn a_stranger_opens_what_was_sealed() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python = repository.join("target/venv/bin/python");
+    let there = Command::new(&python).args(["-c", "import nacl"]).status().is_ok_and(|status| status.success());
+    if !there {
+        assert!(std::env::var("CI").is_err(), "this test needs PyNaCl, and CI must have everything");
+        eprintln!("SKIPPED: this test needs PyNaCl in target/venv (tests/prerequisites)");
+        return;
+    }
+    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (atlas, site) = (keys(of_vo("atlas")), keys(Owner::Site));
+    let key = vestigo_ledger::people::write_secret(folder.path(), &atlas).unwrap();
+    let _writer = write(root.path(), vec![atlas.shared, site.shared]);
+    let (mut found, mut rows) = (Vec::new(), Vec::new());
+    files(root.path(), &mut found);
+    for path in found.iter().filter(|path| path.to_string_lossy().ends_with("-people.parquet")) {
+        rows.extend(vestigo_ledger::people::stored_rows(path).unwrap().0);
+    }
+    let ours: Vec<_> = rows.iter().filter(|row| row.vo.is_some()).collect();
+    assert_eq!((rows.len(), ours.len()), (5, 4));
+    let lines: Vec<String> = ours.iter().map(|row| data_encoding::HEXLOWER.encode(&row.sealed) + "\n").collect();
+    let mut child = Command::new(&python)
+        .arg(repository.join("docs/queries/open_names.py"))
+        .arg(&key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(lines.concat().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let opened: Vec<serde_json::Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: BTreeSet<&str> = opened.iter().map(|person| person["user"]["subject"].as_str().unwrap()).collect();
+    assert_eq!(names, BTreeSet::from(["alice", "bob", "mallory"]));
+    for (row, person) in ours.iter().zip(&opened) {
+        assert_eq!(person["pseudonym"], row.pseudonym.as_str());
+    }
+    // The mark in the stored claim is the digest of what was sealed.
+    let stored = payloads(&ledger(root.path(), Keyring::default()));
+    let marks: BTreeSet<&str> = opened.iter().map(|person| person["withheld"].as_str().unwrap()).collect();
+    assert!(marks.contains(stored[0].claim.withheld.as_ref().unwrap().as_str()));
 }
