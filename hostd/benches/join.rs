@@ -107,6 +107,7 @@ fn payload(domain: DomainUuid, uid: u128, block: PortBlock) -> Payload {
             command: vec![],
             leases: vec![Lease::Ports(block)],
             isolation: BTreeMap::new(),
+            withheld: None,
         },
         end: None,
     }

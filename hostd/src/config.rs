@@ -98,6 +98,9 @@ pub struct Config {
     /// How long records are kept, and what a full disk does.
     #[serde(default)]
     pub retention: Retention,
+    /// Keys for names.
+    #[serde(default)]
+    pub people: People,
     /// Disk pins.
     #[serde(default)]
     pub pins: Pins,
@@ -320,7 +323,7 @@ impl Default for Retention {
             compact: true,
             alarm_percent: space.alarm,
             evict_percent: space.evict,
-            shipped: "/var/lib/vestigo/quarantine/shipped".into(),
+            shipped: "/var/lib/vestigo-quarantine/shipped".into(),
         }
     }
 }
@@ -336,6 +339,23 @@ impl Retention {
     #[must_use]
     pub const fn thresholds(&self) -> Thresholds {
         Thresholds { alarm: self.alarm_percent, evict: self.evict_percent }
+    }
+}
+
+/// `[people]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct People {
+    /// The site's keys without their secrets, as `vestigo keys new` writes them. Without it `/etc/vestigo/people.json`, if that is
+    /// there.
+    pub keys: Option<PathBuf>,
+    /// Folder of keys that hostd makes for itself, for months that the site gave none for.
+    pub own: PathBuf,
+}
+
+impl Default for People {
+    fn default() -> Self {
+        Self { keys: None, own: "/var/lib/vestigo/keys/people".into() }
     }
 }
 
@@ -465,6 +485,8 @@ impl Config {
         let folders =
             [("ledger", &self.ledger), ("spool", &self.spool), ("channels", &self.channels), ("vos", &self.vos)];
         let relative = folders.into_iter().chain(self.pins.folders.iter().map(|folder| ("pins.folders", folder)));
+        let relative = relative.chain([("people.own", &self.people.own)]);
+        let relative = relative.chain(self.people.keys.iter().map(|file| ("people.keys", file)));
         let relative = relative.chain(self.bans.iter().map(|file| ("bans", file)));
         let relative = relative.chain([("status.socket", &self.status.socket)]);
         let relative = relative
@@ -513,6 +535,8 @@ mod tests {
         assert!(message.contains("line 3") && message.contains("`ring` or `pnet`"), "{message}");
         let message = parse("host = \"hv1\"\nspool = \"spool\"\n").unwrap_err();
         assert!(message.contains("spool is spool, a relative path"), "{message}");
+        let message = parse("host = \"hv1\"\n[people]\nkeys = \"people.json\"\n").unwrap_err();
+        assert!(message.contains("people.keys is people.json, a relative path"), "{message}");
         assert!(parse("").unwrap_err().contains("missing field `host`"));
     }
 }

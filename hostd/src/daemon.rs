@@ -13,7 +13,10 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot, watch},
 };
-use vestigo_ledger::{Recovered, SignError, Signer, WriterOptions};
+use vestigo_ledger::{
+    Recovered, SignError, Signer, Writer, WriterOptions,
+    people::{KeyError, PublicSet, Sealer},
+};
 use vestigo_model::{Clock, Coverage, Event, EventKind, Fact, SystemClock, settings::Mistake};
 
 use crate::{
@@ -26,6 +29,7 @@ use crate::{
     meter::MeterOptions,
     nat::{Nat, NatError},
     payloads::FromLedger,
+    people,
     pin::{PinError, PinKeeper, PinOptions},
     recorder::{Recorder, RecorderError, chain},
     service::{Ended, Feeds, Service, ServiceOptions},
@@ -88,6 +92,9 @@ pub enum DaemonError {
     /// The key that signs segments.
     #[error("{0}; without a key that signs, no segment could be proven: correct `ledger_key.file`")]
     Key(#[from] SignError),
+    /// The keys for names.
+    #[error(transparent)]
+    People(#[from] KeyError),
     /// The pins.
     #[error(transparent)]
     Pin(#[from] PinError),
@@ -122,6 +129,7 @@ impl DaemonError {
                 | Self::Vos { .. }
                 | Self::BansRead { .. }
                 | Self::Bans { .. }
+                | Self::People(_)
                 | Self::Status(StatusError::Group(_))
         )
     }
@@ -136,6 +144,8 @@ pub struct Settings {
     pub vos: VoMap,
     /// `bans.toml`, if the configuration names one.
     pub bans: Arc<BanSet>,
+    /// The site's keys for names, perhaps none.
+    pub people: Vec<PublicSet>,
 }
 
 /// Reads the configuration, the table of VOs and the bans, and looks for the group that may ask.
@@ -149,7 +159,8 @@ pub fn check(path: &Path) -> Result<Settings, DaemonError> {
     let text = fs::read_to_string(&path).map_err(|source| DaemonError::VosRead { path: path.clone(), source })?;
     let vos = VoMap::parse(&text).map_err(|why| DaemonError::Vos { path, why })?;
     let bans = config.bans.as_deref().map(read_bans).transpose()?.unwrap_or_default();
-    Ok(Settings { config, vos, bans: Arc::new(bans) })
+    let people = people::given(&config.people)?;
+    Ok(Settings { config, vos, bans: Arc::new(bans), people })
 }
 
 fn read_bans(path: &Path) -> Result<BanSet, DaemonError> {
@@ -167,7 +178,7 @@ pub fn run(path: &Path) -> Result<(), DaemonError> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(path, settings))
 }
 
-async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<(), DaemonError> {
+async fn serve(path: &Path, Settings { config, vos, bans, people }: Settings) -> Result<(), DaemonError> {
     let own = [&config.ledger, &config.spool, &config.channels].into_iter().chain(&config.pins.folders);
     for folder in own.map(PathBuf::as_path).chain(config.status.socket.parent()) {
         fs::create_dir_all(folder).map_err(|source| DaemonError::Folder { path: folder.to_owned(), source })?;
@@ -185,14 +196,20 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         tracing::warn!(key = signer.fingerprint(), file = %config.ledger_key.file.display(), "a key was made that signs this host's segments; give its line in allowed_signers beside it to whoever verifies");
     }
     let signer = Arc::new(signer);
-    let (recorder, recovered, ledger) = Recorder::start_signed(&config.ledger, options, Arc::clone(&signer))?;
+    let sealer = people::sealer(people, config.people.own.clone(), SystemClock.now());
+    let (signs, seals) = (Arc::clone(&signer), Arc::clone(&sealer));
+    let prepare = |writer: &mut Writer| {
+        writer.sign_with(signs);
+        writer.seal_names_with(seals);
+    };
+    let (recorder, recovered, ledger) = Recorder::start(&config.ledger, options, prepare)?;
     let upkeep = Upkeep::start(upkeep_options(&config, signer, &recovered), recorder.clone())?;
     started(&config, &recorder, &recovered).await?;
     let pins = PinOptions {
         settle: Duration::from_secs(config.pins.settle),
         ..PinOptions::new(config.host.clone(), config.pins.folders.clone(), config.spool.clone())
     };
-    let keeper = PinKeeper::open(pins, Box::new(FromLedger(config.ledger.clone())))?;
+    let keeper = PinKeeper::open(pins, Box::new(FromLedger(config.ledger.clone(), Some(Arc::clone(&sealer)))))?;
     let hypervisor = Hypervisor::connect(&config.libvirt.uri, &Options::default())?;
     let (events, machine_events) = mpsc::channel(QUEUE);
     let (new_vos, vos) = watch::channel(vos);
@@ -235,7 +252,7 @@ async fn serve(path: &Path, Settings { config, vos, bans }: Settings) -> Result<
         result
     });
     let hangup = signal(SignalKind::hangup())?;
-    let reloader = tokio::spawn(reload(path.to_owned(), config.clone(), (new_vos, new_bans), hangup));
+    let reloader = tokio::spawn(reload(path.to_owned(), config.clone(), (new_vos, new_bans, sealer), hangup));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(host = %config.host, "hostd runs");
@@ -294,12 +311,12 @@ async fn started(config: &Config, recorder: &Recorder, recovered: &Recovered) ->
     Ok(recorder.record(Fact::Event(event)).await?)
 }
 
-/// On SIGHUP: a new table of VOs and new bans take effect for every running VM, or the old ones stay whole. What else has
+/// On SIGHUP: a new table of VOs, new bans and new keys for names take effect for every running VM, or the old ones stay whole. What else has
 /// changed needs a restart, and is said to.
 async fn reload(
     path: PathBuf,
     running: Config,
-    (vos, bans): (watch::Sender<VoMap>, watch::Sender<Arc<BanSet>>),
+    (vos, bans, sealer): (watch::Sender<VoMap>, watch::Sender<Arc<BanSet>>, Arc<Sealer>),
     mut hangup: Signal,
 ) {
     while hangup.recv().await.is_some() {
@@ -313,6 +330,8 @@ async fn reload(
                     tracing::warn!(path = %path.display(), "the file has changed; that takes effect when hostd is restarted");
                 }
                 tracing::info!(path = %running.vos.display(), bans = new.bans.len(), "the table of VOs and the bans were read again");
+                sealer.replace(new.people);
+                people::tell(&sealer, SystemClock.now());
                 vos.send_replace(new.vos);
                 bans.send_replace(new.bans);
             }

@@ -21,6 +21,7 @@ pub mod meter;
 pub mod nat;
 pub mod offline;
 pub mod payloads;
+pub mod people;
 pub mod pin;
 pub mod quota;
 pub mod recorder;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use vestigo_ledger::{LedgerError, Recovered, Signer, Writer, WriterOptions};
+use vestigo_ledger::{LedgerError, Recovered, Writer, WriterOptions};
 use vestigo_model::{Clock, Fact, FactRecord, Flow, LinkPosition, SystemClock};
 
 /// Facts that may wait for the ledger.
@@ -102,30 +102,17 @@ pub fn told<T: Send + 'static>(asker: oneshot::Sender<T>, what: T) -> Durable {
 }
 
 impl Recorder {
-    /// Opens the ledger and starts its thread. Gives what an earlier life left open.
+    /// Opens the ledger, has it prepared (what seals names, what signs) and starts its thread. Gives what an earlier life left open.
     ///
     /// # Errors
     /// [`RecorderError`].
-    pub fn start(root: &Path, options: WriterOptions) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
-        let (writer, recovered) = Writer::open(root, options)?;
-        Self::run(writer, recovered)
-    }
-
-    /// The same, and every segment is signed.
-    ///
-    /// # Errors
-    /// [`RecorderError`].
-    pub fn start_signed(
+    pub fn start(
         root: &Path,
         options: WriterOptions,
-        signer: Arc<Signer>,
+        prepare: impl FnOnce(&mut Writer),
     ) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
         let (mut writer, recovered) = Writer::open(root, options)?;
-        writer.sign_with(signer);
-        Self::run(writer, recovered)
-    }
-
-    fn run(writer: Writer, recovered: Recovered) -> Result<(Self, Recovered, JoinHandle<()>), RecorderError> {
+        prepare(&mut writer);
         let (queue, entries) = mpsc::unbounded_channel();
         let places = Arc::new(Places { facts: Semaphore::new(FACTS), flows: Semaphore::new(FLOWS) });
         let totals = Arc::new(Totals::default());

@@ -36,7 +36,7 @@ fn hostd(folder: &Path, hostd_toml: &str, vos_toml: Option<&str>, arguments: &[&
 fn whole(folder: &Path, more: &str) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(
-        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\nstatus.socket = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n",
+        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\nstatus.socket = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n[people]\nown = {:?}\n",
         at("ledger"),
         at("spool"),
         at("channels"),
@@ -44,6 +44,7 @@ fn whole(folder: &Path, more: &str) -> String {
         // Not the machine's own: a hostd may run here.
         at("status.sock"),
         at("pins"),
+        at("keys"),
     )
 }
 

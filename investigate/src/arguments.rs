@@ -23,6 +23,7 @@ Exit codes:
   4  with --require-coverage: part of the window was not seen, whatever was found
 
 Environment:
+  VESTIGO_KEYS    files and folders of keys for names, separated by ':', used when --keys is not given
   VESTIGO_LEDGER  ledger folders, separated by ':', used when --ledger is not given
   NO_COLOR        no colours";
 
@@ -49,6 +50,8 @@ pub enum Command {
     Pilots(Pilots),
     /// Check, compact, thin out and hold a ledger
     Ledger(crate::commands::ledger::LedgerArguments),
+    /// Keys for the names in a ledger: make, list, show, destroy
+    Keys(crate::commands::keys::Keys),
     /// Write the manual pages into a folder
     #[command(hide = true)]
     Man {
@@ -63,6 +66,10 @@ pub struct Common {
     /// Ledger folder; repeat it to ask several hosts at once [default: VESTIGO_LEDGER, else /var/lib/vestigo/ledger]
     #[arg(long, value_name = "DIR")]
     pub ledger: Vec<PathBuf>,
+    /// Key, or folder of keys, that turns pseudonyms into names; repeat it for several [default: VESTIGO_KEYS, else
+    /// /etc/vestigo/keys and /var/lib/vestigo/keys/people where they can be read]
+    #[arg(long, value_name = "PATH")]
+    pub keys: Vec<PathBuf>,
     /// One JSON object instead of text (documented in docs/formats/ledger.md)
     #[arg(long)]
     pub json: bool,

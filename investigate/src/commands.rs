@@ -2,6 +2,7 @@
 
 pub mod ips;
 pub mod ledger;
+pub mod keys;
 pub mod pilots;
 pub mod who;
 

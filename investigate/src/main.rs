@@ -22,6 +22,7 @@ fn main() -> std::process::ExitCode {
         Command::Ips(arguments) => commands::ips::run(arguments, style),
         Command::Pilots(arguments) => commands::pilots::run(arguments, style),
         Command::Ledger(arguments) => commands::ledger::run(arguments, style),
+        Command::Keys(arguments) => commands::keys::run(arguments),
         Command::Man { folder } => commands::man(folder),
     };
     let exit = result.map_or_else(|error| complain(&error), |output| print(&output.text, output.exit));

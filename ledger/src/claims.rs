@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
+use crate::people::withhold::same_claim;
 use vestigo_model::{DomainUuid, HostId, Payload, PayloadUid, Timestamp};
 
 /// What a later record under the key of a first one is.
@@ -20,7 +21,8 @@ pub(crate) enum Later {
 
 /// Compares a record with the one that holds under its key.
 pub(crate) fn compare(first: &Payload, later: &Payload) -> Later {
-    let same = first.received == later.received && first.claimed == later.claimed && first.claim == later.claim;
+    let same =
+        first.received == later.received && first.claimed == later.claimed && same_claim(&first.claim, &later.claim);
     match (first.end, later.end) {
         _ if !same => Later::Conflict,
         (None, Some(_)) => Later::End,

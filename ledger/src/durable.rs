@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -39,6 +39,11 @@ pub(crate) fn create_folder(path: &Path) -> Result<(), IoError> {
     }
     DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(IoError::at("create the folder", path))?;
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_folder)
+}
+
+/// Closes the folder to everyone but its owner: names stand in the log in clear.
+pub(crate) fn make_private(path: &Path) -> Result<(), IoError> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(IoError::at("set the rights of", path))
 }
 
 /// Makes renames and removals in the folder durable.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use vestigo_model::HostId;
 
 use crate::{
-    compact::CompactError, durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError,
-    store::StoreError,
+    compact::CompactError, durable::IoError, frame::TooLong, manifest::ManifestError, people::KeyError,
+    segment::SegmentError, store::StoreError,
 };
 
 /// Why the ledger could not do what was asked. After any of these from a [`crate::Writer`] the writer is still consistent:
@@ -47,6 +47,9 @@ pub enum LedgerError {
     /// A record could not be turned into JSON.
     #[error("Cannot write a record as JSON")]
     Encode(#[source] serde_json::Error),
+    /// The keys of persons.
+    #[error(transparent)]
+    People(#[from] KeyError),
     /// A segment.
     #[error(transparent)]
     Segment(#[from] SegmentError),

@@ -32,6 +32,7 @@ pub mod frame;
 pub mod holds;
 mod log;
 mod manifest;
+pub mod people;
 pub mod questions;
 mod reader;
 pub mod retention;

@@ -22,9 +22,9 @@ pub mod who;
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
-use vestigo_model::{Flow, TimeRange, Translation};
+use vestigo_model::{Flow, Label, TimeRange, Translation, User};
 
-use crate::reader::Facts;
+use crate::{people::Asked, reader::Facts};
 
 /// How far host's and guest's clocks, and a record's and its packet's time, may lie apart before a join is refused.
 pub const TOLERANCE: Duration = Duration::from_secs(2);
@@ -44,8 +44,18 @@ pub struct View {
     pub extent: Option<TimeRange>,
     /// Translations that the host told apart from flow records, and that may have held in the window.
     pub translations: Vec<Translation>,
+    /// Of a question about a user: whom it means, in stored records too, which name nobody.
+    pub asked: Option<Asked>,
     /// What manifests alone say of the window's coverage.
     pub reach: reach::Reach,
+}
+
+impl View {
+    /// Whether this is the user that was asked for.
+    fn is_asked(&self, subject: &Label, issuer: Option<&Label>, user: &User) -> bool {
+        let by_name = || user.subject == *subject && issuer.is_none_or(|issuer| user.issuer == *issuer);
+        self.asked.as_ref().map_or_else(by_name, |asked| asked.is(user))
+    }
 }
 
 /// The first of the addresses that the flow has, if any.

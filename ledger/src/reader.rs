@@ -31,7 +31,8 @@ pub use tables::{LiveRows, SegmentFile, TableHints};
 use crate::{
     catalog::{self, Cache, Days, Summary},
     error::LedgerError,
-    manifest::{self, Manifest},
+    manifest::{self, Kind, Manifest},
+    people::Keyring,
     segment::scan::FlowFilter,
     store::{FolderStore, Store},
 };
@@ -55,6 +56,8 @@ pub struct Ledger {
     closed: Vec<PathBuf>,
     /// Manifests read since it was opened: a question opens several files of one segment.
     manifests: Mutex<Vec<(vestigo_model::Digest, Arc<Manifest>)>>,
+    /// What of the names in it may be read.
+    keys: Keyring,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -78,7 +81,8 @@ impl Ledger {
             live::read(number, store.as_ref(), &mut live, &mut closed)?;
         }
         live::sort(&mut live, &stores);
-        Ok(Self { stores, cache: Cache::open(options.catalog), live, closed, manifests: Mutex::default() })
+        let (manifests, keys) = (Mutex::default(), Keyring::default());
+        Ok(Self { stores, cache: Cache::open(options.catalog), live, closed, manifests, keys })
     }
 
     /// Opens ledgers that are folders (with `wal/` or `date=…/`), without a catalog.
@@ -87,6 +91,37 @@ impl Ledger {
     /// As [`Ledger::open`].
     pub fn open_folders(roots: &[PathBuf]) -> Result<Self, LedgerError> {
         Self::open(roots.iter().map(|root| FolderStore::shared(root)).collect(), OpenOptions::default())
+    }
+
+    /// With these keys, answers have names in place of pseudonyms where the keys open them.
+    #[must_use]
+    pub fn with_keys(self, keys: Keyring) -> Self {
+        Self { keys, ..self }
+    }
+
+    /// The keys.
+    #[must_use]
+    pub const fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    /// Puts names in place of pseudonyms where there are keys for them. Their rows may lie in segments of other days.
+    ///
+    /// # Errors
+    /// A segment that cannot be read.
+    pub(crate) fn reveal(&self, facts: &mut Facts) -> Result<(), LedgerError> {
+        self.keys.reveal(facts, |wanted| {
+            let Some(range) = wanted.range() else { return Ok(Vec::new()) };
+            let scope = self.scope(range)?;
+            let mut rows = Vec::new();
+            let near = |one: &&Arc<Summary>| one.recorded.is_some_and(|time| wanted.may_lie_in(&one.host, time));
+            for segment in scope.segments.iter().filter(near) {
+                if let Some(source) = scope.open(segment, Kind::People)? {
+                    scan::Opened::new(source)?.people(wanted, &mut rows)?;
+                }
+            }
+            Ok(rows)
+        })
     }
 
     /// Logs that this process may not read: what hostd has not sealed yet is missing from its answers.
@@ -148,7 +183,11 @@ impl Ledger {
     /// # Errors
     /// A segment that cannot be read.
     pub fn facts(&self, range: TimeRange) -> Result<Facts, LedgerError> {
-        self.asked(|| self.scope(range)?.facts(&Wish::all(range)))
+        self.asked(|| {
+            let mut facts = self.scope(range)?.facts(&Wish::all(range))?;
+            self.reveal(&mut facts)?;
+            Ok(facts)
+        })
     }
 
     /// The payloads of one VM that touch the range, read without the facts of any other: on a host of many VMs those are many.
@@ -157,7 +196,11 @@ impl Ledger {
     /// A segment that cannot be read.
     pub fn payloads_of(&self, domain: DomainUuid, range: TimeRange) -> Result<Vec<Payload>, LedgerError> {
         let wish = Wish { kinds: Kinds::PAYLOADS, domains: Some([domain].into()), ..Wish::all(range) };
-        self.asked(|| Ok(self.scope(range)?.facts(&wish)?.payloads))
+        self.asked(|| {
+            let mut facts = self.scope(range)?.facts(&wish)?;
+            self.reveal(&mut facts)?;
+            Ok(facts.payloads)
+        })
     }
 
     /// Asks, and once again if a segment was replaced or removed meanwhile.

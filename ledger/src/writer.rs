@@ -29,6 +29,7 @@ use crate::{
     frame,
     log::{self, Log, OpenLog},
     manifest::{self, Generations, Manifest},
+    people::Sealer,
     segment::{SegmentError, content, seal},
     sign::Signer,
     state::State,
@@ -96,6 +97,7 @@ pub struct Writer {
     retry: Option<Timestamp>,
     sequence: u64,
     head: Digest,
+    people: Option<Arc<Sealer>>,
     signer: Option<Arc<Signer>>,
     open: OpenLog,
     step: Step,
@@ -124,6 +126,7 @@ impl Writer {
     ) -> Result<(Self, Recovered), LedgerError> {
         durable::create_folder(root)?;
         durable::create_folder(&log::folder(root))?;
+        durable::make_private(&log::folder(root))?;
         let lock = lock(root)?;
         let sealed = sealed_head(root, &options.host)?;
         clear_rubble(root, &options.host, sealed.sequence)?;
@@ -148,12 +151,18 @@ impl Writer {
             retry: None,
             sequence: sealed.sequence,
             head: sealed.digest,
+            people: None,
             signer: None,
             open,
             step: Box::new(|_| Ok(())),
             _lock: lock,
         };
         Ok((writer, recovered))
+    }
+
+    /// From now on no segment names a person: pseudonyms stand in it, and names are sealed.
+    pub fn seal_names_with(&mut self, people: Arc<Sealer>) {
+        self.people = Some(people);
     }
 
     /// From now on every manifest is signed with this key.
@@ -249,9 +258,12 @@ impl Writer {
         let (Some(first), Some(last)) = (self.pending.first().copied(), self.pending.last().copied()) else {
             return Ok(None);
         };
-        let content = content::gather(&self.root, &self.pending)?;
+        let mut content = content::gather(&self.root, &self.pending)?;
         if !content.is_new() {
             return Ok(None);
+        }
+        if let Some(people) = &self.people {
+            people.withhold_all(&mut content)?;
         }
         let order = seal::Order {
             root: &self.root,

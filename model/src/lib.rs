@@ -46,8 +46,8 @@ pub use instance::{Cloud, Disk, Instance, InstanceEnd, Layer, Project, StopReaso
 pub use mark::{Mark, Trace};
 pub use nat::{End, Face, TRANSLATION_RETOLD, Translation, faces};
 pub use payload::{
-    Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, Payload, PayloadClaim, PayloadEnd, PortBlock, RuleState,
-    Trust, User,
+    Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, PSEUDONYM, Payload, PayloadClaim, PayloadEnd, PortBlock,
+    RuleState, Trust, User,
 };
 pub use source::{Basis, Learnt, expected};
 pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

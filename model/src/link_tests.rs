@@ -24,6 +24,7 @@ fn claim(subject: String, first: u16, command: Vec<String>) -> PayloadClaim {
         command,
         leases: vec![Lease::Ports(PortBlock { first, last: first.saturating_add(1023) })],
         isolation: BTreeMap::new(),
+        withheld: None,
     }
 }
 

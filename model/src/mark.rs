@@ -250,6 +250,7 @@ mod tests {
                 command: vec![],
                 leases,
                 isolation: BTreeMap::new(),
+                withheld: None,
             },
             end: None,
         }

@@ -17,6 +17,17 @@ pub struct User {
     pub subject: Label,
 }
 
+/// The issuer of a [`User`] who is a pseudonym: the ledger stores no names.
+pub const PSEUDONYM: &str = "pseudonym";
+
+impl User {
+    /// Whether this is the ledger's pseudonym for a person.
+    #[must_use]
+    pub fn is_pseudonym(&self) -> bool {
+        self.issuer.as_str() == PSEUDONYM
+    }
+}
+
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.subject, self.issuer)
@@ -197,6 +208,10 @@ pub struct PayloadClaim {
     /// Rule id (`R-ISO-9`) → how it holds.
     #[serde(default)]
     pub isolation: BTreeMap<String, Enforcement>,
+    /// The ledger's own mark in a stored claim whose user is a pseudonym: a keyed digest of `command`, `task`, `token`, `access` and
+    /// the user, which were taken out and sealed. No guest may say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Label>,
 }
 
 /// How a payload ended, as the agent saw it.
@@ -294,6 +309,9 @@ impl PayloadClaim {
     /// # Errors
     /// The first thing that is out of bounds.
     pub fn check(&self) -> Result<(), &'static str> {
+        if self.withheld.is_some() || self.user.is_pseudonym() {
+            return Err("a pseudonym in place of a user, which only the ledger writes");
+        }
         self.check_leases()?;
         self.check_program()?;
         if self.holder.is_payload() { self.check_ground() } else { self.check_own() }

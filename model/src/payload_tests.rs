@@ -25,6 +25,7 @@ fn claim() -> PayloadClaim {
         command: vec![],
         leases: vec![],
         isolation: BTreeMap::new(),
+        withheld: None,
     }
 }
 

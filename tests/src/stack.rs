@@ -76,6 +76,11 @@ impl<'a> Stack<'a> {
         self.site.dir().join("ledger")
     }
 
+    /// The folder of the keys that hostd makes for itself.
+    pub fn keys(&self) -> PathBuf {
+        self.site.dir().join("keys")
+    }
+
     /// The folder of hand-overs.
     pub fn spool(&self) -> PathBuf {
         self.site.dir().join("spool")
@@ -96,12 +101,13 @@ impl<'a> Stack<'a> {
         format!(
             "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nbans = {:?}\nchannels = \"/run/vestigo/channels\"\n\
              [libvirt]\nresync = 5\n[meter]\nactive = 5\n\
-             [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n",
+             [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n[people]\nown = {:?}\n",
             self.ledger(),
             self.spool(),
             self.etc("vos.toml"),
             self.etc("bans.toml"),
             self.pins(),
+            self.keys(),
         )
     }
 

@@ -60,5 +60,6 @@ fn claim(uid: PayloadUid, holder: Holder, leases: Vec<Lease>) -> Result<PayloadC
         command: Vec::new(),
         leases,
         isolation: BTreeMap::new(),
+        withheld: None,
     })
 }

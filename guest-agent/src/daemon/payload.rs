@@ -361,6 +361,7 @@ fn claim(
         command: cut(asked.request.command.clone()),
         leases,
         isolation,
+        withheld: None,
     }
 }
 

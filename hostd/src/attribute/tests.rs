@@ -33,6 +33,7 @@ pub(super) fn payload(domain: u128, uid: u128, first: u16, from: i64, until: Opt
             command: vec![],
             leases: vec![Lease::Ports(PortBlock { first, last: first + 1023 })],
             isolation: BTreeMap::new(),
+            withheld: None,
         },
         end: until.map(|t| PayloadEnd { received: at(t), claimed: at(t), exit: Exit::Code(0), silent: false }),
     }

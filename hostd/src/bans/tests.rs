@@ -28,6 +28,7 @@ fn claim(subject: &str) -> PayloadClaim {
         command: vec![],
         leases: vec![],
         isolation: BTreeMap::new(),
+        withheld: None,
     }
 }
 

@@ -6,7 +6,7 @@ use vestigo_ledger::{
     questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow},
 };
 
-use super::{Output, exit, json};
+use super::{Output, exit, json, keys::keyring};
 use crate::{
     arguments::{Ips, range},
     render::{self, Style, coverage, safe},
@@ -19,7 +19,9 @@ pub fn run(arguments: &Ips, style: Style) -> Result<Output> {
         range: range(arguments.from, arguments.to)?,
         pilot: arguments.pilot.clone(),
     };
-    let answer = Ledger::open_folders(&arguments.common.ledgers())?.ips(&question)?;
+    let answer = Ledger::open_folders(&arguments.common.ledgers())?
+        .with_keys(keyring(&arguments.common.keys)?)
+        .ips(&question)?;
     let text = if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, style) };
     let found = !answer.rows.is_empty();
     Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })

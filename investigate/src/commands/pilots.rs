@@ -7,7 +7,7 @@ use vestigo_ledger::{
 };
 use vestigo_model::Timestamp;
 
-use super::{Output, exit, json};
+use super::{Output, exit, json, keys::keyring};
 use crate::{
     arguments::{Pilots, range},
     render::{self, Style, coverage, parts, safe},
@@ -22,9 +22,10 @@ pub fn run(arguments: &Pilots, style: Style) -> Result<Output> {
             Some(range(from.unwrap_or(first), to.unwrap_or(last))?)
         }
     };
-    let ledger = Ledger::open_folders(&arguments.common.ledgers())?;
+    let ledger = Ledger::open_folders(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?);
     // An open end means the ledger's own end: the coverage of centuries that it says nothing about would only mislead.
-    let range = range.map(|range| clip(range, arguments, ledger.extent()));
+    let extent = ledger.extent()?;
+    let range = range.map(|range| clip(range, arguments, extent));
     let question = PilotsQuestion { subject: arguments.user.clone(), issuer: arguments.issuer.clone(), range };
     let answer = ledger.pilots(&question)?;
     let text =
@@ -53,6 +54,9 @@ fn text(question: &PilotsQuestion, answer: &PilotsAnswer, style: Style) -> Strin
     for row in &answer.rows {
         text.push_str(&pilot(row, style));
         text.push('\n');
+    }
+    for note in &answer.notes {
+        text.push_str(&format!("{} {}\n\n", style.warning("NOTE"), safe(note)));
     }
     match &answer.coverage {
         Some(window) => text.push_str(&coverage::block(window, style)),

@@ -13,7 +13,7 @@ use vestigo_ledger::{
 };
 use vestigo_model::{Quality, TimeRange};
 
-use super::{Output, exit, json};
+use super::{Output, exit, json, keys::keyring};
 use crate::{
     arguments::{Who, protocol_word},
     render::{Style, coverage, parts, safe},
@@ -32,7 +32,9 @@ pub fn run(arguments: &Who, style: Style) -> Result<Output> {
         proto: arguments.proto,
         instance: arguments.instance.clone(),
     };
-    let answer = Ledger::open_folders(&arguments.common.ledgers())?.who(&question)?;
+    let answer = Ledger::open_folders(&arguments.common.ledgers())?
+        .with_keys(keyring(&arguments.common.keys)?)
+        .who(&question)?;
     let text = if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, style) };
     let found = !answer.candidates.is_empty();
     Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })

@@ -17,7 +17,7 @@ const SHOWN: usize = 100;
 /// The question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PilotsQuestion {
-    /// The user's name.
+    /// The user's name, or a pseudonym.
     pub subject: Label,
     /// Who vouches for it; without it, every issuer that uses the name.
     pub issuer: Option<Label>,
@@ -52,6 +52,9 @@ pub struct PilotsRow {
 pub struct PilotsAnswer {
     /// By pilot.
     pub rows: Vec<PilotsRow>,
+    /// What the question could not look into.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// What could be seen; `None` when the ledger is empty.
     pub coverage: Option<WindowCoverage>,
 }
@@ -60,7 +63,8 @@ pub struct PilotsAnswer {
 #[must_use]
 pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> PilotsAnswer {
     let mut rows: BTreeMap<(PilotId, HostId, DomainUuid, Option<InstanceId>), PilotsRow> = BTreeMap::new();
-    let mut payloads: Vec<&Payload> = view.facts.payloads.iter().filter(|p| is_meant(question, range, p)).collect();
+    let mut payloads: Vec<&Payload> =
+        view.facts.payloads.iter().filter(|p| is_meant(question, range, view, p)).collect();
     payloads.sort_by_key(|p| p.received);
     for payload in payloads {
         let instance = interval(&view.facts.instances, payload);
@@ -87,15 +91,13 @@ pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> Pilot
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
     let coverage = coverage::summarise(range, &view.facts, view.extent, &shown, &view.reach);
-    PilotsAnswer { rows: rows.into_values().collect(), coverage: Some(coverage) }
+    PilotsAnswer { rows: rows.into_values().collect(), notes: Vec::new(), coverage: Some(coverage) }
 }
 
-fn is_meant(question: &PilotsQuestion, range: TimeRange, payload: &Payload) -> bool {
-    let user = &payload.claim.user;
+fn is_meant(question: &PilotsQuestion, range: TimeRange, view: &View, payload: &Payload) -> bool {
     // What a VM says of its own traffic names no person.
     payload.claim.holder.is_payload()
-        && user.subject == question.subject
-        && question.issuer.as_ref().is_none_or(|issuer| user.issuer == *issuer)
+        && view.is_asked(&question.subject, question.issuer.as_ref(), &payload.claim.user)
         && range.touches(payload.received.min(payload.claimed), payload.end.map(|end| end.received))
 }
 

@@ -133,7 +133,7 @@ pub(super) struct Historian<'a> {
 
 impl<'a> Historian<'a> {
     pub(super) fn new(question: &'a TimelineQuestion, view: &'a View) -> Self {
-        let mine = view.facts.payloads.iter().filter(|payload| is_subjects(question, payload));
+        let mine = view.facts.payloads.iter().filter(|payload| is_subjects(question, view, payload));
         let runs = mine.map(|payload| (&payload.host, payload.domain, payload.claim.uid)).collect();
         Self { question, view, runs, sums: BTreeMap::new() }
     }
@@ -205,7 +205,7 @@ impl<'a> Historian<'a> {
     /// Whether the payload (or a conflicting claim under its run) is the subject's.
     fn is_run(&self, payload: &Payload) -> bool {
         self.runs.contains(&(&payload.host, payload.domain, payload.claim.uid))
-            || is_subjects(self.question, payload) && self.is_of_vm(payload)
+            || is_subjects(self.question, self.view, payload) && self.is_of_vm(payload)
     }
 
     fn is_of_vm(&self, payload: &Payload) -> bool {
@@ -233,13 +233,11 @@ impl<'a> Historian<'a> {
     }
 }
 
-fn is_subjects(question: &TimelineQuestion, payload: &Payload) -> bool {
+fn is_subjects(question: &TimelineQuestion, view: &View, payload: &Payload) -> bool {
     match &question.subject {
         Subject::Instance(_) => true,
         Subject::User { subject, issuer } => {
-            payload.claim.holder.is_payload()
-                && payload.claim.user.subject == *subject
-                && issuer.as_ref().is_none_or(|issuer| payload.claim.user.issuer == *issuer)
+            payload.claim.holder.is_payload() && view.is_asked(subject, issuer.as_ref(), &payload.claim.user)
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     catalog::Blooms,
     error::LedgerError,
     manifest::Kind,
+    people::{self, PersonRow},
     segment::{SegmentError, decode},
 };
 
@@ -141,6 +142,17 @@ impl Opened {
             }
         }
         Ok(unreadable)
+    }
+
+    /// The sealed persons that are wanted. Rows of another form are left out: their pseudonyms stand.
+    pub(super) fn people(self, wanted: &people::Wanted, rows: &mut Vec<PersonRow>) -> Result<(), LedgerError> {
+        let source = self.source;
+        for batch in self.builder.build().map_err(|e| error(&source, e))? {
+            let batch = batch.map_err(|e| error(&source, e.into()))?;
+            let (found, _) = people::row::read(&batch, source.path())?;
+            rows.extend(found.into_iter().filter(|row| wanted.wants(row)));
+        }
+        Ok(())
     }
 
     fn wanted_groups(&self, times: rows::Times, range: TimeRange, tests: &[Test]) -> Result<Vec<usize>, LedgerError> {

@@ -10,6 +10,7 @@ use crate::{
     flows::Flows,
     log,
     manifest::{Losses, Validity},
+    people::PersonRow,
 };
 
 /// A fact and where it comes from.
@@ -29,6 +30,8 @@ pub(crate) struct Content {
     pub(crate) flows: Flows,
     /// In the order written: of two records with the same key, the later one holds.
     pub(crate) facts: Vec<FactRow>,
+    /// Who the pseudonyms in `facts` are, sealed. Empty where nobody seals.
+    pub(crate) people: Vec<PersonRow>,
     pub(crate) losses: Losses,
 }
 

@@ -3,7 +3,7 @@
 use std::{path::Path, str::FromStr};
 
 use arrow::{
-    array::{Array, ArrowPrimitiveType, AsArray, PrimitiveArray, RecordBatch, StringArray},
+    array::{Array, ArrowPrimitiveType, AsArray, BinaryArray, PrimitiveArray, RecordBatch, StringArray},
     compute::cast,
     datatypes::{DataType, TimestampNanosecondType, UInt8Type, UInt16Type, UInt32Type, UInt64Type},
 };
@@ -36,6 +36,12 @@ impl<'a> Columns<'a> {
         let column = self.batch.column_by_name(name).ok_or_else(error)?;
         let plain = cast(column, &DataType::Utf8).map_err(|_| error())?;
         plain.as_string_opt::<i32>().cloned().ok_or_else(error)
+    }
+
+    /// Bytes.
+    pub(crate) fn binary(&self, name: &str) -> Result<BinaryArray, SegmentError> {
+        let column = self.batch.column_by_name(name).and_then(|column| column.as_binary_opt::<i32>());
+        column.cloned().ok_or_else(|| self.error(format!("no binary column {name}")))
     }
 
     fn number<T: ArrowPrimitiveType>(&self, name: &str) -> Result<PrimitiveArray<T>, SegmentError> {

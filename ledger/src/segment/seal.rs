@@ -34,7 +34,7 @@ const BLOOM: [(Kind, &str); 7] = [
     (Kind::Flows, "domain"),
     (Kind::Flows, "payload"),
     (Kind::Payloads, "payload"),
-    (Kind::Payloads, "user_subject"),
+    (Kind::Payloads, "user"),
 ];
 
 /// What a segment is made from, and its place in the chain.
@@ -63,7 +63,7 @@ pub(crate) fn write(
     folder.parent().map_or(Ok(()), durable::sync_folder)?;
     durable::sync_folder(order.root)?;
     let mut files = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::People) {
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::People || !content.people.is_empty()) {
         step(kind.as_str())?;
         files.push(write_file(&folder, &segment, (kind, order.sequence), content)?);
     }

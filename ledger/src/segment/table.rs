@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampNanosecondArray,
-        UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+        ArrayRef, BinaryArray, BooleanArray, DictionaryArray, Int32Array, RecordBatch, StringArray,
+        TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     },
     datatypes::{Field, Int32Type, Schema},
     error::ArrowError,
@@ -98,6 +98,11 @@ impl Table {
     /// 32 bits, signed.
     pub(crate) fn i32(&mut self, name: &str, values: impl Iterator<Item = Option<i32>>) {
         self.push(name, true, Arc::new(values.collect::<Int32Array>()));
+    }
+
+    /// Bytes.
+    pub(crate) fn binary<'a>(&mut self, name: &str, values: impl Iterator<Item = &'a [u8]>) {
+        self.push(name, false, Arc::new(BinaryArray::from_iter_values(values)));
     }
 
     /// Yes or no.

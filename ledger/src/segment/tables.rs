@@ -10,7 +10,10 @@ use super::{
     flows,
     table::Table,
 };
-use crate::manifest::Kind;
+use crate::{
+    manifest::Kind,
+    people::{row, withhold},
+};
 
 /// The table of this kind.
 pub(crate) fn build(kind: Kind, content: &Content) -> Result<RecordBatch, ArrowError> {
@@ -20,8 +23,7 @@ pub(crate) fn build(kind: Kind, content: &Content) -> Result<RecordBatch, ArrowE
         Kind::Payloads => payloads(&content.facts),
         Kind::Coverage => coverage(&content.facts),
         Kind::Events => events(&content.facts),
-        // Written by whoever seals the names.
-        Kind::People => Table::default().finish(),
+        Kind::People => row::build(&content.people),
     }
 }
 
@@ -93,13 +95,11 @@ fn claims(table: &mut Table, rows: &[Row<'_, Payload>]) {
     table.text("payload", all().map(|c| Some(c.uid.to_string())));
     table.text("pilot", all().map(|c| Some(c.pilot.as_str())));
     table.text("payload_id", all().map(|c| Some(c.payload.as_str())));
-    table.text("user_issuer", all().map(|c| Some(c.user.issuer.as_str())));
-    table.text("user_subject", all().map(|c| Some(c.user.subject.as_str())));
+    table.text("user", all().map(withhold::user_column));
     table.word("vo_claimed", all().map(|c| Some(c.vo.as_str())));
     table.word("trust", all().map(|c| Some(c.trust.as_str())));
     table.text("executable", all().map(|c| c.executable.as_ref().map(|e| e.path.as_str())));
     table.text("executable_sha256", all().map(|c| c.executable.as_ref().map(|e| e.sha256.to_string())));
-    table.text("command", all().map(|c| serde_json::to_string(&c.command).ok()));
     table.text("leases", all().map(|c| serde_json::to_string(&c.leases).ok()));
     table.text("isolation", all().map(|c| serde_json::to_string(&c.isolation).ok()));
     origin(table, rows);
@@ -109,17 +109,8 @@ fn claims(table: &mut Table, rows: &[Row<'_, Payload>]) {
 fn origin(table: &mut Table, rows: &[Row<'_, Payload>]) {
     let all = || rows.iter().map(|r| &r.fact.claim);
     table.word("holder", all().map(|c| Some(c.holder.as_str())));
-    table.text("task_id", all().map(|c| c.task.as_ref().map(|task| task.id.as_str())));
-    table.text("task_nonce", all().map(|c| c.task.as_ref().map(|task| task.nonce.as_str())));
-    table.text("task_key", all().map(|c| c.task.as_ref().map(|task| task.key.as_str())));
-    table.text("token_issuer", all().map(|c| c.token.as_ref().map(|token| token.issuer.as_str())));
-    table.text("token_subject", all().map(|c| c.token.as_ref().map(|token| token.subject.as_str())));
-    table.text("token_id", all().map(|c| c.token.as_ref()?.id.as_ref().map(|id| id.as_str())));
     table.text("interpreter", all().map(|c| c.interpreter.as_ref().map(|file| file.path.as_str())));
     table.text("interpreter_sha256", all().map(|c| c.interpreter.as_ref().map(|file| file.sha256.to_string())));
-    table
-        .text("caller", all().map(|c| c.access.as_ref().and_then(|access| serde_json::to_string(&access.caller).ok())));
-    table.u64("runs_as", all().map(|c| c.access.as_ref().map(|access| u64::from(access.runs_as))));
 }
 
 fn coverage(facts: &[FactRow]) -> Result<RecordBatch, ArrowError> {

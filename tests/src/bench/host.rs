@@ -129,7 +129,7 @@ impl Hostd {
             WriterOptions { host: name.clone(), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 };
         let root = folder.join("ledger");
         fs::create_dir_all(&root)?;
-        let (recorder, recovered, _thread) = Recorder::start(&root, ledger)?;
+        let (recorder, recovered, _thread) = Recorder::start(&root, ledger, |_| {})?;
         let (machines, told) = mpsc::channel(16);
         let (bans, banned) = watch::channel(Arc::default());
         let options = ServiceOptions {

@@ -190,6 +190,7 @@ impl Run<'_> {
             command: vec![path, "--task".to_owned(), task.to_string(), "--events".to_owned(), "10000".to_owned()],
             leases: self.leases(),
             isolation: site.isolation.iter().cloned().collect(),
+            withheld: None,
         })
     }
 
@@ -211,6 +212,7 @@ impl Run<'_> {
             command: Vec::new(),
             leases: self.leases(),
             isolation: [].into(),
+            withheld: None,
         })
     }
 }

@@ -143,7 +143,7 @@ async fn the_vms_own_leases_outlive_hostd_and_not_the_boot() {
     let own: Vec<_> = facts.payloads.iter().filter(|payload| payload.claim.holder == Holder::System).collect();
     assert_eq!(own.len(), 2);
     assert!(own.iter().all(|payload| payload.end.is_some_and(|end| end.exit == Exit::Lost)), "{own:?}");
-    let summary = crate::payloads::FromLedger(root.path().join("ledger"));
+    let summary = crate::payloads::FromLedger(root.path().join("ledger"), None);
     let named = crate::pin::Payloads::payloads(&summary, &facts.instances[0]);
     assert_eq!(named.iter().map(|payload| payload.uid).collect::<Vec<_>>(), [run(3)], "people, not the VM itself");
     let ledger = vestigo_ledger::Ledger::open_folders(&[root.path().join("ledger")]).unwrap();

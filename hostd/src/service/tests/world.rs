@@ -51,6 +51,7 @@ pub fn claim(uid: u128, first: u16) -> PayloadClaim {
         command: vec!["./a".to_owned()],
         leases: vec![Lease::Ports(PortBlock { first, last: first + 1023 })],
         isolation: BTreeMap::new(),
+        withheld: None,
     }
 }
 
@@ -82,7 +83,7 @@ impl Host {
         let host = HostId::new("hv1").unwrap();
         let options =
             WriterOptions { host: host.clone(), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
-        let (recorder, recovered, ledger) = Recorder::start(&root.join("ledger"), options).unwrap();
+        let (recorder, recovered, ledger) = Recorder::start(&root.join("ledger"), options, |_| {}).unwrap();
         let (machines, machine_events) = mpsc::channel(64);
         let (bans, changed) = watch::channel(Arc::default());
         let (vos, vos_read) = watch::channel(VoMap::default());

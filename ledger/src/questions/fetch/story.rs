@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 
 use vestigo_model::{DomainUuid, Flow, HostId, Payload, TimeRange};
 
-use super::{Needs, users::Asked};
+use super::Needs;
 use crate::{
     error::LedgerError,
     questions::{
@@ -48,7 +48,8 @@ impl Ledger {
         let (host, domain) = (&payload.host, payload.domain);
         let scope = self.scope(window)?.only(|segment| segment.host == *host);
         let (hosts, domains) = (BTreeSet::from([host.clone()]), Some(BTreeSet::from([domain])));
-        let (facts, reach) = scope.gather(&Needs { held, window, hosts, domains, events: true })?;
+        let (mut facts, reach) = scope.gather(&Needs { held, window, hosts, domains, events: true })?;
+        self.reveal(&mut facts)?;
         let view = View { facts, reach, extent, ..View::default() };
         let mut teller = Teller::new(question, window, &view);
         scope.each_of_vm(host, domain, held, |flow| teller.take(flow))?;
@@ -66,21 +67,23 @@ impl Ledger {
     fn ask_timeline(&self, question: &TimelineQuestion) -> Result<TimelineAnswer, LedgerError> {
         let range = question.range;
         let scope = self.scope(range)?;
+        let mut asked = None;
         let vms: BTreeSet<(HostId, DomainUuid)> = match &question.subject {
             Subject::Instance(id) => {
                 let vms = scope.facts(&Wish { kinds: Kinds::INSTANCES, ..Wish::all(range) })?.instances;
                 vms.into_iter().filter(|one| one.id == *id).map(|one| (one.host, one.domain)).collect()
             }
             Subject::User { subject, issuer } => {
-                let asked = Asked { subject, issuer: issuer.as_ref() };
-                let payloads = scope.of_user(&asked, range)?.payloads;
+                let asked = asked.insert(self.keys().asked(issuer.as_ref(), subject, range));
+                let payloads = scope.of_user(self, asked, range)?.facts.payloads;
                 payloads.into_iter().map(|one| (one.host, one.domain)).collect()
             }
         };
         let hosts: BTreeSet<HostId> = vms.iter().map(|(host, _)| host.clone()).collect();
         let domains = Some(vms.iter().map(|(_, domain)| *domain).collect());
-        let (facts, reach) = scope.gather(&Needs { held: range, window: range, hosts, domains, events: true })?;
-        let view = View { facts, reach, extent: self.extent()?, ..View::default() };
+        let (mut facts, reach) = scope.gather(&Needs { held: range, window: range, hosts, domains, events: true })?;
+        self.reveal(&mut facts)?;
+        let view = View { facts, reach, asked, extent: self.extent()?, ..View::default() };
         let mut historian = Historian::new(question, &view);
         for (host, domain) in &vms {
             scope.each_of_vm(host, *domain, range, |flow| historian.take(flow))?;

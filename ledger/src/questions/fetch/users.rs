@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use vestigo_model::{DomainUuid, HostId, Label, Payload, PayloadUid, TimeRange};
+use vestigo_model::{DomainUuid, HostId, Payload, PayloadUid, TimeRange};
 
 use crate::{
     error::LedgerError,
+    people::Asked,
     questions::{
         View,
         pilots::{self, PilotsAnswer, PilotsQuestion},
@@ -14,27 +15,37 @@ use crate::{
     reader::{Facts, Kinds, Ledger, Scope, Wish},
 };
 
-/// A user as asked for.
-pub(super) struct Asked<'a> {
-    pub(super) subject: &'a Label,
-    pub(super) issuer: Option<&'a Label>,
-}
-
-impl Asked<'_> {
-    fn is(&self, payload: &Payload) -> bool {
-        let user = &payload.claim.user;
-        payload.claim.holder.is_payload()
-            && user.subject == *self.subject
-            && self.issuer.is_none_or(|issuer| user.issuer == *issuer)
-    }
+/// What was found of a user.
+pub(super) struct OfUser {
+    pub(super) facts: Facts,
+    /// What could not be looked into.
+    pub(super) note: Option<String>,
 }
 
 impl Scope<'_> {
     /// The user's payloads with their VMs, and whatever else was claimed under the same runs.
-    pub(super) fn of_user(&self, asked: &Asked<'_>, range: TimeRange) -> Result<Facts, LedgerError> {
-        let found = self.payloads_by(&["user", "user_subject"], &[asked.subject.to_string()])?;
-        let mine: Vec<&Payload> = found.iter().filter(|payload| asked.is(payload)).collect();
-        self.runs(&mine, range)
+    pub(super) fn of_user(&self, ledger: &Ledger, asked: &Asked, range: TimeRange) -> Result<OfUser, LedgerError> {
+        let found = match asked.column_values() {
+            Some(values) => {
+                let values: Vec<String> = values.into_iter().map(String::from).collect();
+                self.payloads_by(&["user", "user_subject"], &values)?
+            }
+            None => self.opened_payloads(ledger, range)?,
+        };
+        let closed = found.iter().filter(|payload| payload.claim.withheld.is_some()).count();
+        let is_meant = |payload: &&Payload| payload.claim.holder.is_payload() && asked.is(&payload.claim.user);
+        let mine: Vec<&Payload> = found.iter().filter(is_meant).collect();
+        let mut facts = self.runs(&mine, range)?;
+        ledger.reveal(&mut facts)?;
+        let note = ledger.keys().left_open(asked, closed);
+        Ok(OfUser { facts, note })
+    }
+
+    /// All payloads of the range, with their names: what is left when no column can decide.
+    fn opened_payloads(&self, ledger: &Ledger, range: TimeRange) -> Result<Vec<Payload>, LedgerError> {
+        let mut facts = self.facts(&Wish { kinds: Kinds::PAYLOADS, ..Wish::all(range) })?;
+        ledger.reveal(&mut facts)?;
+        Ok(facts.payloads.into_iter().chain(facts.conflicting).collect())
     }
 
     /// These runs, whole: a run's first record, which holds, may name another user, and lie in another segment.
@@ -75,11 +86,13 @@ impl Ledger {
             return Ok(PilotsAnswer::default());
         };
         let scope = self.scope(range)?;
-        let asked = Asked { subject: &question.subject, issuer: question.issuer.as_ref() };
-        let facts = scope.of_user(&asked, range)?;
+        let asked = self.keys().asked(question.issuer.as_ref(), &question.subject, range);
+        let OfUser { facts, note } = scope.of_user(self, &asked, range)?;
         let hosts = facts.payloads.iter().map(|payload| payload.host.clone()).collect();
         let (facts, reach) = scope.with_coverage(facts, range, &hosts)?;
-        Ok(pilots::answer(question, range, &View { facts, reach, extent, ..View::default() }))
+        let view = View { facts, reach, extent, asked: Some(asked), ..View::default() };
+        let answer = pilots::answer(question, range, &view);
+        Ok(PilotsAnswer { notes: note.into_iter().collect(), ..answer })
     }
 }
 

@@ -76,9 +76,10 @@ impl Ledger {
             |instance: &&Instance| is_given(instance, question) || hidden.iter().any(|one| one.is_given_to(instance));
         domains.extend(facts.instances.iter().filter(matters).map(|instance| instance.domain));
         needs.domains = Some(domains);
-        let (facts, reach) = scope.gather(&needs)?;
+        let (mut facts, reach) = scope.gather(&needs)?;
+        self.reveal(&mut facts)?;
         drop(hidden);
-        Ok(View { flows, beside, floods, facts, reach, extent: self.extent()?, translations })
+        Ok(View { flows, beside, floods, facts, reach, extent: self.extent()?, translations, asked: None })
     }
 }
 
