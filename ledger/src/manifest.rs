@@ -3,7 +3,6 @@
 //! A segment exists from the moment its manifest has its final name; everything without one is rubble of a crash.
 
 use std::{
-    collections::HashSet,
     fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -251,17 +250,6 @@ impl Manifest {
     pub fn order(&self) -> u64 {
         self.replaces.iter().map(|old| old.sequence).min().unwrap_or(self.sequence)
     }
-}
-
-/// The segments whose rows count, by host and place: those that another one replaces are left out.
-pub(crate) fn in_force(mut all: Vec<Sealed>) -> Vec<Sealed> {
-    let replaced: HashSet<(HostId, Digest)> = all
-        .iter()
-        .flat_map(|by| by.manifest.replaces.iter().map(|old| (by.manifest.host.clone(), old.sha256)))
-        .collect();
-    all.retain(|one| !replaced.contains(&(one.manifest.host.clone(), one.digest)));
-    all.sort_by(|a, b| (&a.manifest.host, a.manifest.order()).cmp(&(&b.manifest.host, b.manifest.order())));
-    all
 }
 
 /// Where a manifest lies; found by listing folders, without opening it.
