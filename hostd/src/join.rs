@@ -5,7 +5,6 @@ use vestigo_model::{Attribution, Basis, Expected, Flow, Quality};
 use crate::{
     attribute::{AgentState, LeaseBook},
     capture::{Observed, Tapped},
-    community::community_id,
 };
 
 /// Joins a record with what is known of its VM.
@@ -36,7 +35,6 @@ pub fn join(tapped: &Tapped, book: &LeaseBook, agent: AgentState) -> Flow {
         end_reason: record.end_reason,
         initiator: record.initiator,
         src_expected: Expected::Unknown,
-        community_id: community_id(record),
         post_nat: None,
         notes: record.notes,
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },
@@ -83,17 +81,6 @@ mod tests {
             initiator: Initiator::Seen,
             notes: vestigo_model::FlowNotes::default(),
         }
-    }
-
-    /// Values of the reference implementation's test suite (corelight/community-id-spec, baseline for seed 0).
-    #[test]
-    fn community_ids_are_the_references() {
-        let tcp = record(("128.232.110.120", 34855), ("66.35.250.204", 80), 6, 1);
-        assert_eq!(community_id(&tcp), "1:LQU9qZlK+B5F3KDmev6m5PMibrg=");
-        let udp = record(("192.168.1.52", 54585), ("8.8.8.8", 53), 17, 1);
-        assert_eq!(community_id(&udp), "1:d/FP5EW3wiY1vCndhwleRRKHowQ=");
-        let ping = record(("192.168.0.89", 9), ("192.168.0.1", 8 << 8), 1, 1);
-        assert_eq!(community_id(&ping), "1:X0snYXpgwiv9TZtqg64sgzUn6Dk=");
     }
 
     #[test]

@@ -9,7 +9,6 @@ pub mod attribute;
 pub mod bans;
 pub mod capture;
 pub mod cli;
-pub mod community;
 pub mod config;
 pub mod daemon;
 pub mod decode;

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Digest, FactRecord, Flow, HostId, LinkPosition, Timestamp};
 
-use crate::tasks::TaskUse;
+use crate::{flows::Flows, frame::STX, tasks::TaskUse};
 
 /// Version of the write-ahead log's entries.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// First entry of every generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +51,29 @@ pub(crate) enum Entry {
     Task(Box<TaskUse>),
     /// A fact.
     Fact(Box<FactRecord>),
-    /// A flow.
+    /// A flow, as version 1 of the log has them.
     Flow(Box<Flow>),
+    /// A batch of flows.
+    #[serde(skip)]
+    Flows(Flows),
+}
+
+impl Entry {
+    /// What the payload of a frame says; `None` when this version does not understand it.
+    pub(crate) fn read(payload: &[u8]) -> Option<Self> {
+        match payload.first() {
+            Some(&STX) => Flows::decode(payload).ok().map(Self::Flows),
+            _ => serde_json::from_slice(payload).ok(),
+        }
+    }
+
+    /// One by one, also the flows of a batch.
+    pub(crate) fn single(self) -> Vec<Self> {
+        match self {
+            Self::Flows(batch) => batch.iter().map(|flow| Self::Flow(Box::new(flow))).collect(),
+            other => vec![other],
+        }
+    }
 }
 
 /// One entry, as written: the same words over borrowed values.
@@ -64,5 +85,4 @@ pub(crate) enum EntryRef<'a> {
     Link(&'a CarriedLink),
     Task(&'a TaskUse),
     Fact(&'a FactRecord),
-    Flow(&'a Flow),
 }

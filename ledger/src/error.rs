@@ -41,6 +41,9 @@ pub enum LedgerError {
     /// A record cannot be written because it is too long; the whole batch was refused.
     #[error(transparent)]
     TooLong(#[from] TooLong),
+    /// Flows could not be written as bytes.
+    #[error("Cannot write flows for the write-ahead log; hostd has no memory left")]
+    EncodeFlows(#[source] postcard::Error),
     /// A record could not be turned into JSON.
     #[error("Cannot write a record as JSON")]
     Encode(#[source] serde_json::Error),

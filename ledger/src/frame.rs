@@ -1,18 +1,23 @@
-//! Frames of the write-ahead log: length and CRC-32 (both little-endian `u32`), then the payload, one JSON object.
+//! Frames of the write-ahead log: length and CRC-32 (both little-endian `u32`), then the payload, one JSON object or one batch of flows.
 //!
 //! ```text
 //! ┌────────────┬────────────┬──────────────────────────┐
-//! │ length u32 │ crc32 u32  │ payload: {…}  (≤ 1 MiB)  │
+//! │ length u32 │ crc32 u32  │ {…} or STX … ETX (≤1 MiB)│
 //! └────────────┴────────────┴──────────────────────────┘
 //! ```
 //!
-//! A payload is JSON text, so it holds no zero byte, whereas a length below 16 MiB always does: no text from a guest can
-//! pass for a frame when the reader looks for the next whole one behind damaged bytes.
+//! A payload is JSON text, or bytes between STX and ETX from which COBS has taken the zeros; so it holds no zero byte, whereas a length
+//! below 16 MiB always does: nothing that a guest says or sends can pass for a frame when the reader looks for the next whole
+//! one behind damaged bytes.
 
 /// Longest payload. A fact is at most a guest-link frame (64 KiB) and what the host adds.
 pub const MAX_PAYLOAD: usize = 1 << 20;
 
 const HEADER: usize = 8;
+/// First byte of a batch of flows …
+pub const STX: u8 = 0x02;
+/// … and the last.
+pub const ETX: u8 = 0x03;
 
 /// The payload is longer than [`MAX_PAYLOAD`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -75,7 +80,7 @@ fn whole(bytes: &[u8]) -> Option<&[u8]> {
     }
     let (crc, rest) = rest.split_first_chunk::<4>()?;
     let payload = rest.get(..length)?;
-    let framed = payload.first() == Some(&b'{') && payload.last() == Some(&b'}');
+    let framed = matches!((payload.first(), payload.last()), (Some(b'{'), Some(b'}')) | (Some(&STX), Some(&ETX)));
     (framed && crc32fast::hash(payload) == u32::from_le_bytes(*crc)).then_some(payload)
 }
 

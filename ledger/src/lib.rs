@@ -22,10 +22,12 @@
 
 mod catalog;
 mod claims;
+mod community;
 pub mod compact;
 mod durable;
 mod entry;
 mod error;
+mod flows;
 pub mod frame;
 pub mod holds;
 mod log;
@@ -41,6 +43,7 @@ mod tasks;
 pub mod verify;
 mod writer;
 
+pub use community::community_id;
 pub use durable::IoError;
 pub use error::LedgerError;
 pub use manifest::{

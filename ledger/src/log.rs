@@ -88,9 +88,9 @@ pub(crate) fn read(path: &Path) -> Result<Generation, IoError> {
         ..Generation::default()
     };
     for payload in scan.payloads {
-        match serde_json::from_slice(payload) {
-            Ok(entry) => generation.entries.push(entry),
-            Err(_) => generation.unreadable += 1,
+        match Entry::read(payload) {
+            Some(entry) => generation.entries.push(entry),
+            None => generation.unreadable += 1,
         }
     }
     Ok(generation)

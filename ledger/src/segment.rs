@@ -6,9 +6,11 @@
 
 pub(crate) mod content;
 pub(crate) mod decode;
+pub(crate) mod flows;
 pub(crate) mod rows;
 pub(crate) mod scan;
 pub(crate) mod seal;
+pub(crate) mod summary;
 pub(crate) mod table;
 pub(crate) mod tables;
 

@@ -5,9 +5,7 @@ use std::{
     time::Duration,
 };
 
-use vestigo_model::{
-    BootId, DomainUuid, Fact, FactRecord, Flow, Instance, LinkPosition, Payload, PayloadUid, Timestamp,
-};
+use vestigo_model::{BootId, DomainUuid, Fact, FactRecord, Instance, LinkPosition, Payload, PayloadUid, Timestamp};
 
 use crate::{
     claims::{Later, compare},
@@ -76,13 +74,14 @@ impl State {
             Entry::Carried(record) | Entry::Fact(record) => self.apply_fact(record),
             Entry::Link(link) => self.apply_link(link.clone()),
             Entry::Task(used) => _ = self.tasks.insert((**used).clone()),
-            Entry::Flow(flow) => self.apply_flow(flow),
+            Entry::Flow(flow) => self.apply_last(flow.last),
+            Entry::Flows(batch) => batch.rows.iter().for_each(|row| self.apply_last(Timestamp::from_nanos(row.last()))),
         }
     }
 
-    /// Takes a flow: it is only a sign of life here.
-    pub(crate) fn apply_flow(&mut self, flow: &Flow) {
-        self.last_recorded = self.last_recorded.max(Some(flow.last));
+    /// Takes the time of a flow's last packet: a flow is only a sign of life here.
+    pub(crate) fn apply_last(&mut self, last: Timestamp) {
+        self.last_recorded = self.last_recorded.max(Some(last));
     }
 
     /// Takes a fact.

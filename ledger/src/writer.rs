@@ -25,6 +25,7 @@ use crate::{
     durable::{self, IoError},
     entry::{Entry, EntryRef, Head, Header, VERSION},
     error::LedgerError,
+    flows::{BATCH, Flows},
     frame,
     log::{self, Log, OpenLog},
     manifest::{self, Generations, Manifest},
@@ -167,8 +168,8 @@ impl Writer {
         for fact in facts {
             encode(EntryRef::Fact(fact), &mut frames)?;
         }
-        for flow in flows {
-            encode(EntryRef::Flow(flow), &mut frames)?;
+        for batch in flows.chunks(BATCH) {
+            frame::encode(&Flows::of(batch).encode().map_err(LedgerError::EncodeFlows)?, &mut frames)?;
         }
         if frames.is_empty() {
             return Ok(());
@@ -176,7 +177,7 @@ impl Writer {
         self.leave_suspect_log()?;
         self.log.append(&frames, !facts.is_empty())?;
         facts.iter().for_each(|fact| self.state.apply_fact(fact));
-        flows.iter().for_each(|flow| self.state.apply_flow(flow));
+        flows.iter().for_each(|flow| self.state.apply_last(flow.last));
         self.first = self.first.or_else(|| first_time(facts, flows));
         Ok(())
     }
@@ -365,6 +366,7 @@ fn entry_time(entry: &Entry) -> Option<Timestamp> {
     match entry {
         Entry::Fact(record) => Some(record.recorded),
         Entry::Flow(flow) => Some(flow.last),
+        Entry::Flows(batch) => batch.rows.first().map(|row| Timestamp::from_nanos(row.last())),
         Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) | Entry::Task(_) => None,
     }
 }

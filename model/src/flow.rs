@@ -19,6 +19,9 @@ macro_rules! words {
                 match self { $(Self::$variant => $word),+ }
             }
 
+            /// All of them, in the order in which `as i32` numbers them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// The value that a word stands for.
             #[must_use]
             pub fn from_word(word: &str) -> Option<Self> {
@@ -289,8 +292,6 @@ pub struct Flow {
     pub initiator: Initiator,
     /// Whether the VM used an address it was given.
     pub src_expected: Expected,
-    /// Community ID v1 (seed 0): a pivot to other tools, not a key.
-    pub community_id: String,
     /// What the world saw, if the hypervisor translated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_nat: Option<PostNat>,

@@ -148,7 +148,6 @@ mod tests {
             end_reason: EndReason::Idle,
             initiator,
             src_expected: Expected::Unknown,
-            community_id: String::new(),
             post_nat: None,
             notes: FlowNotes::default(),
             attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },

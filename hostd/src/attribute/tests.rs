@@ -63,7 +63,6 @@ pub(super) fn flow(domain: u128, port: u16, time: i64) -> Flow {
         end_reason: EndReason::Idle,
         initiator: Initiator::Seen,
         src_expected: Expected::Unknown,
-        community_id: String::new(),
         post_nat: None,
         notes: FlowNotes::default(),
         attribution: only_the_vm(""),

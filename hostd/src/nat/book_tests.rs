@@ -57,7 +57,6 @@ fn flow(local: &str, peer: &str, direction: Direction, (first, last): (i64, i64)
         end_reason: EndReason::Active,
         initiator: Initiator::Seen,
         src_expected: Expected::Unknown,
-        community_id: String::new(),
         post_nat: None,
         notes: FlowNotes::default(),
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },

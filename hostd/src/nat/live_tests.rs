@@ -144,7 +144,6 @@ fn flow(proto: u8, direction: Direction, vm: SocketAddr, peer: SocketAddr) -> Fl
         end_reason: EndReason::Active,
         initiator: Initiator::Seen,
         src_expected: Expected::Unknown,
-        community_id: String::new(),
         post_nat: None,
         notes: FlowNotes::default(),
         attribution: Attribution { quality: Quality::Instance, payload: None, reason: String::new() },

@@ -11,7 +11,6 @@ use serde::Serialize;
 use vestigo_model::{EndReason, FlowNotes, Initiator, TapName, Timestamp};
 
 use crate::{
-    community::community_id,
     meter::{Counts, Metered},
 };
 
@@ -61,7 +60,7 @@ impl<'a> Line<'a> {
             resp_flags: record.from_resp.2,
             end_reason: record.end_reason,
             initiator: record.initiator,
-            community_id: community_id(record),
+            community_id: vestigo_ledger::community_id(record.orig, record.resp, record.proto),
             vlan: record.vlan,
             notes: &record.notes,
         }

@@ -11,7 +11,7 @@ use crate::{
         self, FORMAT, FileEntry, Generations, Kind, Losses, MAX_ADDRESSES, MAX_BLIND, Manifest, Replaced, Sealed,
         VERSION, Validity,
     },
-    segment::rows,
+    segment::{rows, summary::join},
     sign::Signer,
 };
 
@@ -136,19 +136,6 @@ fn sight(olds: &[&Manifest]) -> (Option<TimeRange>, Option<Vec<TimeRange>>) {
     (whole, (joined.len() <= MAX_BLIND).then_some(joined))
 }
 
-/// Stretches that touch become one, in order.
-fn join(mut stretches: Vec<TimeRange>) -> Vec<TimeRange> {
-    stretches.sort_by_key(|stretch| (stretch.from, stretch.to));
-    let mut joined: Vec<TimeRange> = Vec::new();
-    for next in stretches {
-        match joined.last_mut() {
-            Some(last) if next.from <= last.to => last.to = last.to.max(next.to),
-            _ => joined.push(next),
-        }
-    }
-    joined
-}
-
 fn addresses(olds: &[&Manifest]) -> Option<Vec<IpAddr>> {
     let lists = olds.iter().map(|old| old.addresses.clone()).collect::<Option<Vec<_>>>()?;
     let mut all = lists.concat();
@@ -163,27 +150,4 @@ fn losses(olds: &[&Manifest]) -> Losses {
         damaged_bytes: sum.damaged_bytes + old.losses.damaged_bytes,
         unreadable_records: sum.unreadable_records + old.losses.unreadable_records,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn range((from, length): (i64, i64)) -> TimeRange {
-        TimeRange { from: Timestamp::from_nanos(from), to: Timestamp::from_nanos(from + length) }
-    }
-
-    proptest! {
-        #[test]
-        fn joined_stretches_hold_the_same_instants_in_order(list in proptest::collection::vec((0..60_i64, 0..9_i64), 0..12)) {
-            let stretches: Vec<_> = list.into_iter().map(range).collect();
-            let joined = join(stretches.clone());
-            let inside = |all: &[TimeRange], at: i64| all.iter().any(|s| s.from.as_nanos() <= at && at <= s.to.as_nanos());
-            for at in 0..80 {
-                prop_assert_eq!(inside(&stretches, at), inside(&joined, at));
-            }
-            prop_assert!(joined.windows(2).all(|pair| pair[0].to < pair[1].from));
-        }
-    }
 }

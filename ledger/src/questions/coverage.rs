@@ -194,6 +194,25 @@ fn point(window: TimeRange, instance: &Instance, tap: Option<&TapName>, coverage
     }
 }
 
+/// The parts of the window in which the VM ran and not all of it was seen, or nothing is said. The statements come in order of their start.
+pub(crate) fn unseen(window: TimeRange, instance: &Instance, coverage: &[Coverage]) -> Vec<TimeRange> {
+    let mut unseen = Vec::new();
+    for point in points_of(window, instance, coverage).into_iter().filter(|point| !point.complete) {
+        let hidden = point.statements.iter().filter(|statement| is_blind(&statement.state));
+        unseen.extend(hidden.map(|statement| TimeRange { from: statement.from, to: statement.to }));
+        unseen.extend(point.gaps);
+        if point.tap.is_none() {
+            unseen.push(window);
+        }
+    }
+    unseen
+}
+
+/// Whether the statement speaks of something that was not seen, packets or translations.
+pub(crate) const fn hides(state: &CoverageState) -> bool {
+    is_blind(state) || matches!(state, CoverageState::NatLost { .. } | CoverageState::NatUnseen { .. })
+}
+
 /// An agent's silence hides payloads, not packets.
 const fn speaks_of_packets(state: &CoverageState) -> bool {
     !matches!(state, CoverageState::AgentAbsent | CoverageState::AgentSilent)

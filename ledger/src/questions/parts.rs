@@ -222,7 +222,11 @@ impl FlowSeen {
             end_reason: flow.end_reason,
             initiator: flow.initiator,
             src_expected: flow.src_expected,
-            community_id: flow.community_id.clone(),
+            community_id: crate::community_id(
+                (flow.orig_ip, flow.orig_port),
+                (flow.resp_ip, flow.resp_port),
+                flow.proto,
+            ),
         }
     }
 }

@@ -53,7 +53,8 @@ pub(crate) fn read(
         };
         if let Some(Entry::Header(header)) = read.entries.first() {
             let (host, damaged) = (header.host.clone(), read.damaged > 0);
-            live.push(Live { store: number, host, generation, entries: read.entries, damaged });
+            let entries = read.entries.into_iter().flat_map(Entry::single).collect();
+            live.push(Live { store: number, host, generation, entries, damaged });
         }
     }
     Ok(())
@@ -73,6 +74,6 @@ fn entry_range(entry: &Entry) -> Option<TimeRange> {
     match entry {
         Entry::Flow(flow) => TimeRange::new(flow.first, flow.last),
         Entry::Fact(record) => at(record.recorded),
-        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) | Entry::Task(_) => None,
+        Entry::Header(_) | Entry::Carried(_) | Entry::Link(_) | Entry::Task(_) | Entry::Flows(_) => None,
     }
 }

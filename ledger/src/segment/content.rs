@@ -2,11 +2,12 @@
 
 use std::{collections::HashSet, path::Path};
 
-use vestigo_model::{Fact, FactRecord, Flow, TimeRange, Timestamp};
+use vestigo_model::{Fact, FactRecord, TimeRange, Timestamp};
 
 use crate::{
     durable::IoError,
     entry::Entry,
+    flows::Flows,
     log,
     manifest::{Losses, Validity},
 };
@@ -24,7 +25,8 @@ pub(crate) struct FactRow {
 /// Everything that goes into one segment.
 #[derive(Debug, Default)]
 pub(crate) struct Content {
-    pub(crate) flows: Vec<Flow>,
+    /// Sorted.
+    pub(crate) flows: Flows,
     /// In the order written: of two records with the same key, the later one holds.
     pub(crate) facts: Vec<FactRow>,
     pub(crate) losses: Losses,
@@ -33,30 +35,28 @@ pub(crate) struct Content {
 /// Reads the generations, in order.
 pub(crate) fn gather(root: &Path, generations: &[u64]) -> Result<Content, IoError> {
     let mut content = Content::default();
-    let mut known = HashSet::new();
+    let (mut known, mut singles) = (HashSet::new(), Vec::new());
     for generation in generations {
         let read = log::read(&log::path(root, *generation))?;
         content.losses.torn_bytes += read.torn;
         content.losses.damaged_bytes += read.damaged;
         content.losses.unreadable_records += read.unreadable;
         for entry in read.entries {
-            content.take(entry, &mut known);
+            match entry {
+                Entry::Flow(flow) => singles.push(*flow),
+                Entry::Flows(batch) => content.flows.append(batch),
+                Entry::Fact(record) => content.take_fact(*record, false, &mut known),
+                Entry::Carried(record) => content.take_fact(*record, true, &mut known),
+                Entry::Header(_) | Entry::Link(_) | Entry::Task(_) => {}
+            }
         }
     }
-    content.flows.sort_by_key(|flow| (flow.first, flow.last));
+    content.flows.append(Flows::of(&singles));
+    content.flows.sort();
     Ok(content)
 }
 
 impl Content {
-    fn take(&mut self, entry: Entry, known: &mut HashSet<String>) {
-        match entry {
-            Entry::Header(_) | Entry::Link(_) | Entry::Task(_) => {}
-            Entry::Flow(flow) => self.flows.push(*flow),
-            Entry::Fact(record) => self.take_fact(*record, false, known),
-            Entry::Carried(record) => self.take_fact(*record, true, known),
-        }
-    }
-
     /// A second generation's snapshot repeats facts of the first: one copy is enough.
     fn take_fact(&mut self, record: FactRecord, carried: bool, known: &mut HashSet<String>) {
         let text = serde_json::to_string(&record).unwrap_or_default();
@@ -67,17 +67,18 @@ impl Content {
 
     /// Whether there is anything that no earlier segment holds.
     pub(crate) fn is_new(&self) -> bool {
-        !self.flows.is_empty() || self.facts.iter().any(|row| !row.carried)
+        !self.flows.rows.is_empty() || self.facts.iter().any(|row| !row.carried)
     }
 
     /// Time of the first record: it names the segment and its day.
     pub(crate) fn first(&self) -> Option<Timestamp> {
         let facts = self.facts.iter().filter(|row| !row.carried).map(|row| row.record.recorded);
-        facts.chain(self.flows.iter().map(|flow| flow.first)).min()
+        facts.chain(self.flows.rows.iter().map(|row| Timestamp::from_nanos(row.first))).min()
     }
 
     pub(crate) fn flow_range(&self) -> Option<TimeRange> {
-        span(self.flows.iter().map(|flow| (flow.first, flow.last)))
+        let at = Timestamp::from_nanos;
+        span(self.flows.rows.iter().map(|row| (at(row.first), at(row.last()))))
     }
 
     pub(crate) fn recorded_range(&self) -> Option<TimeRange> {

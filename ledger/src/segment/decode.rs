@@ -125,7 +125,6 @@ struct Words<'a> {
     end_reason: Texts<'a>,
     initiator: Texts<'a>,
     src_expected: Texts<'a>,
-    community_id: Texts<'a>,
     nat_ip: Texts<'a>,
     quality: Texts<'a>,
     payload: Texts<'a>,
@@ -147,7 +146,6 @@ impl<'a> Words<'a> {
             end_reason: text("end_reason")?,
             initiator: text("initiator")?,
             src_expected: text("src_expected")?,
-            community_id: text("community_id")?,
             nat_ip: text("nat_ip")?,
             quality: text("quality")?,
             payload: text("payload")?,
@@ -184,7 +182,6 @@ impl<'a> Words<'a> {
             end_reason: self.end_reason.word(row, vestigo_model::EndReason::from_word)?,
             initiator: self.initiator.word(row, vestigo_model::Initiator::from_word)?,
             src_expected: self.src_expected.word(row, vestigo_model::Expected::from_word)?,
-            community_id: self.community_id.text(row).to_owned(),
             post_nat: nat_ip.map(|ip| PostNat { ip, port: nat_port.value(row) }),
             notes: notes.row(row)?,
             attribution: Attribution {

@@ -15,7 +15,7 @@ use parquet::{
 };
 use vestigo_model::{Digest, HostId, Timestamp};
 
-use super::{SegmentError, content::Content, tables};
+use super::{SegmentError, content::Content, summary, tables};
 use crate::{
     durable,
     manifest::{self, FORMAT, FileEntry, Generations, Kind, Manifest, Sealed, VERSION},
@@ -67,6 +67,7 @@ pub(crate) fn write(
         files.push(write_file(&folder, &segment, (kind, order.sequence), content)?);
     }
     step("manifest")?;
+    let coverage = content.coverage_range();
     let manifest = Manifest {
         format: FORMAT.to_owned(),
         version: VERSION,
@@ -76,11 +77,11 @@ pub(crate) fn write(
         sealed: order.now,
         flows: content.flow_range(),
         facts: content.validity(),
-        coverage: content.coverage_range(),
+        coverage,
         recorded: content.recorded_range(),
-        addresses: None,
-        blind: None,
-        points: None,
+        addresses: summary::addresses(content),
+        blind: summary::blind(content, coverage),
+        points: Some(summary::points(content)),
         replaces: Vec::new(),
         files,
         wal: order.wal,
@@ -99,7 +100,7 @@ fn write_file(
     let encode = |source| SegmentError::Encode { kind, source };
     let batch = tables::build(kind, content).map_err(|error| encode(error.into()))?;
     let batch = super::rows::numbered(&batch, sequence).map_err(|error| encode(error.into()))?;
-    let rows = super::rows_digest(kind, &batch).map_err(|error| encode(error.into()))?;
+    let rows = super::rows::digest(&batch).map_err(|error| encode(error.into()))?;
     let bytes = encode_parquet(kind, &batch).map_err(encode)?;
     let name = format!("{segment}-{kind}.parquet");
     durable::write_file(&folder.join(&name), &bytes)?;

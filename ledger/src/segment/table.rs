@@ -4,19 +4,22 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, DictionaryArray, FixedSizeBinaryBuilder, Int32Array, RecordBatch, StringArray,
-        TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
+        ArrayRef, BooleanArray, DictionaryArray, Int32Array, RecordBatch, StringArray, TimestampNanosecondArray,
+        UInt8Array, UInt16Array, UInt32Array, UInt64Array,
     },
     datatypes::{Field, Int32Type, Schema},
     error::ArrowError,
 };
 use vestigo_model::Timestamp;
 
+use super::flows::Coder;
+
 /// Columns, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     fields: Vec<Field>,
     columns: Vec<ArrayRef>,
+    failed: Option<ArrowError>,
 }
 
 impl Table {
@@ -33,6 +36,32 @@ impl Table {
     /// Text with few different values.
     pub(crate) fn word<'a>(&mut self, name: &str, values: impl Iterator<Item = Option<&'a str>>) {
         self.push(name, true, Arc::new(values.collect::<DictionaryArray<Int32Type>>()));
+    }
+
+    /// Text with few different values, one of an enum's.
+    pub(crate) fn code<T: Copy + 'static>(
+        &mut self,
+        name: &str,
+        all: &[T],
+        word: fn(T) -> &'static str,
+        codes: impl Iterator<Item = i32>,
+    ) {
+        self.dictionary(name, all.iter().map(|value| word(*value).to_owned()).collect(), codes.map(Some));
+    }
+
+    /// Text with few different values, each written out once by the coder.
+    pub(super) fn coded<T, C: Coder<T>>(&mut self, name: &str, mut coder: C, values: impl Iterator<Item = Option<T>>) {
+        let keys: Vec<Option<i32>> = values.map(|value| value.map(|value| coder.code(value))).collect();
+        self.dictionary(name, coder.words(), keys.into_iter());
+    }
+
+    /// Text with few different values, by number.
+    pub(crate) fn dictionary(&mut self, name: &str, words: Vec<String>, keys: impl Iterator<Item = Option<i32>>) {
+        let keys: Int32Array = keys.collect();
+        match DictionaryArray::try_new(keys, Arc::new(StringArray::from(words))) {
+            Ok(column) => self.push(name, true, Arc::new(column)),
+            Err(error) => self.failed = Some(error),
+        }
     }
 
     /// UTC nanoseconds.
@@ -76,19 +105,12 @@ impl Table {
         self.push(name, false, Arc::new(values.map(Some).collect::<BooleanArray>()));
     }
 
-    /// An address as 16 bytes, IPv4 mapped: sorts and compares as a number, whatever the family.
-    pub(crate) fn address(&mut self, name: &str, values: impl Iterator<Item = [u8; 16]>) -> Result<(), ArrowError> {
-        let mut builder = FixedSizeBinaryBuilder::new(16);
-        for value in values {
-            builder.append_value(value)?;
-        }
-        self.push(name, false, Arc::new(builder.finish()));
-        Ok(())
-    }
-
     /// The finished batch.
     pub(crate) fn finish(self) -> Result<RecordBatch, ArrowError> {
-        RecordBatch::try_new(Arc::new(Schema::new(self.fields)), self.columns)
+        match self.failed {
+            Some(error) => Err(error),
+            None => RecordBatch::try_new(Arc::new(Schema::new(self.fields)), self.columns),
+        }
     }
 }
 
@@ -104,11 +126,11 @@ mod tests {
         let mut table = Table::default();
         table.time("t", [Some(Timestamp::from_nanos(5))].into_iter());
         table.word("w", [Some("a")].into_iter());
-        table.address("a", [[0; 16]].into_iter()).unwrap();
+        table.dictionary("d", vec!["x".to_owned()], [Some(0)].into_iter());
         let batch = table.finish().unwrap();
         let types: Vec<_> = batch.schema().fields().iter().map(|f| f.data_type().clone()).collect();
         let time = DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, Some("UTC".into()));
         let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
-        assert_eq!(types, [time, dictionary, DataType::FixedSizeBinary(16)]);
+        assert_eq!(types, [time, dictionary.clone(), dictionary]);
     }
 }

@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use arrow::{array::RecordBatch, error::ArrowError};
-use vestigo_model::{Coverage, CoverageState, Event, Exit, Fact, Flow, Instance, Payload, Tunnel};
+use vestigo_model::{Coverage, CoverageState, Event, Exit, Fact, Instance, Payload};
 
 use super::{
     content::{Content, FactRow},
+    flows,
     table::Table,
 };
 use crate::manifest::Kind;
@@ -14,7 +15,7 @@ use crate::manifest::Kind;
 /// The table of this kind.
 pub(crate) fn build(kind: Kind, content: &Content) -> Result<RecordBatch, ArrowError> {
     match kind {
-        Kind::Flows => flows(&content.flows),
+        Kind::Flows => flows::build(&content.flows),
         Kind::Instances => instances(&content.facts),
         Kind::Payloads => payloads(&content.facts),
         Kind::Coverage => coverage(&content.facts),
@@ -27,83 +28,6 @@ pub(crate) fn build(kind: Kind, content: &Content) -> Result<RecordBatch, ArrowE
 /// How an address is written: IPv4-mapped IPv6 is IPv4.
 pub(crate) fn address_text(address: IpAddr) -> String {
     address.to_canonical().to_string()
-}
-
-fn address_bytes(address: IpAddr) -> [u8; 16] {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-fn flows(flows: &[Flow]) -> Result<RecordBatch, ArrowError> {
-    let mut table = Table::default();
-    table.time("first", flows.iter().map(|f| Some(f.first)));
-    table.time("last", flows.iter().map(|f| Some(f.last)));
-    flow_place(&mut table, flows);
-    flow_tuple(&mut table, flows)?;
-    flow_counters(&mut table, flows);
-    table.word("end_reason", flows.iter().map(|f| Some(f.end_reason.as_str())));
-    table.word("initiator", flows.iter().map(|f| Some(f.initiator.as_str())));
-    table.word("src_expected", flows.iter().map(|f| Some(f.src_expected.as_str())));
-    table.text("community_id", flows.iter().map(|f| Some(&f.community_id)));
-    table.text("nat_ip", flows.iter().map(|f| f.post_nat.map(|nat| address_text(nat.ip))));
-    table.u16("nat_port", flows.iter().map(|f| f.post_nat.map(|nat| nat.port)));
-    table.word("quality", flows.iter().map(|f| Some(f.attribution.quality.as_str())));
-    table.text("payload", flows.iter().map(|f| f.attribution.payload.map(|uid| uid.to_string())));
-    table.word("reason", flows.iter().map(|f| Some(f.attribution.reason.as_str())));
-    flow_notes(&mut table, flows);
-    table.finish()
-}
-
-/// What few flows have, null for the others. Segments of older versions have none of these columns.
-fn flow_notes(table: &mut Table, flows: &[Flow]) {
-    let all = || flows.iter().map(|f| &f.notes);
-    table.u16("inner_vlan", all().map(|n| n.inner_vlan));
-    table.word("tunnel", all().map(|n| n.tunnel.map(|tunnel| tunnel.kind())));
-    table.u32("tunnel_id", all().map(|n| n.tunnel.map(Tunnel::id)));
-    table.u64("folded_flows", all().map(|n| n.folded.map(|folded| folded.flows)));
-    table.u16("folded_last_port", all().map(|n| n.folded.map(|folded| folded.last_port)));
-    table.text("speaks_of_src_ip", all().map(|n| n.speaks_of.map(|of| address_text(of.src_ip))));
-    table.u16("speaks_of_src_port", all().map(|n| n.speaks_of.map(|of| of.src_port)));
-    table.text("speaks_of_dst_ip", all().map(|n| n.speaks_of.map(|of| address_text(of.dst_ip))));
-    table.u16("speaks_of_dst_port", all().map(|n| n.speaks_of.map(|of| of.dst_port)));
-    table.maybe_u8("speaks_of_proto", all().map(|n| n.speaks_of.map(|of| of.proto)));
-    table.u16("icmp_error", all().map(|n| n.icmp_error));
-    table.u16("scitag_experiment", all().map(|n| n.scitag.map(|tag| tag.experiment)));
-    table.maybe_u8("scitag_activity", all().map(|n| n.scitag.map(|tag| tag.activity)));
-    table.word("scitag_by", all().map(|n| n.scitag.map(|tag| tag.by.as_str())));
-}
-
-fn flow_place(table: &mut Table, flows: &[Flow]) {
-    let domains: Vec<String> = flows.iter().map(|f| f.domain.to_string()).collect();
-    table.text("host", flows.iter().map(|f| Some(f.host.as_str())));
-    table.word("tap", flows.iter().map(|f| Some(f.tap.as_str())));
-    table.word("domain", domains.iter().map(|d| Some(d.as_str())));
-    table.word("instance", flows.iter().map(|f| Some(f.instance.as_str())));
-    table.word("vo", flows.iter().map(|f| f.vo.as_ref().map(|vo| vo.as_str())));
-    table.word("direction", flows.iter().map(|f| Some(f.direction.as_str())));
-}
-
-fn flow_tuple(table: &mut Table, flows: &[Flow]) -> Result<(), ArrowError> {
-    table.text("orig_ip", flows.iter().map(|f| Some(address_text(f.orig_ip))));
-    table.u16("orig_port", flows.iter().map(|f| Some(f.orig_port)));
-    table.text("resp_ip", flows.iter().map(|f| Some(address_text(f.resp_ip))));
-    table.u16("resp_port", flows.iter().map(|f| Some(f.resp_port)));
-    table.address("orig_addr", flows.iter().map(|f| address_bytes(f.orig_ip)))?;
-    table.address("resp_addr", flows.iter().map(|f| address_bytes(f.resp_ip)))?;
-    table.u8("proto", flows.iter().map(|f| f.proto));
-    table.u16("vlan", flows.iter().map(|f| f.vlan));
-    Ok(())
-}
-
-fn flow_counters(table: &mut Table, flows: &[Flow]) {
-    table.u64("orig_packets", flows.iter().map(|f| Some(f.orig_packets)));
-    table.u64("orig_bytes", flows.iter().map(|f| Some(f.orig_bytes)));
-    table.u64("resp_packets", flows.iter().map(|f| Some(f.resp_packets)));
-    table.u64("resp_bytes", flows.iter().map(|f| Some(f.resp_bytes)));
-    table.u8("orig_flags", flows.iter().map(|f| f.orig_flags));
-    table.u8("resp_flags", flows.iter().map(|f| f.resp_flags));
 }
 
 /// A fact of one kind with its row.
