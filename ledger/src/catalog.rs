@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use vestigo_model::HostId;
+use vestigo_model::{Digest, HostId};
 
 pub(crate) use days::Days;
 pub(crate) use summary::{Summary, bytes as address_bytes};
@@ -140,7 +140,7 @@ pub(crate) struct Wanted<'a> {
 /// Segments, and what they say of logs.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// By host, sequence and digest, each once, and without those that others replace.
+    /// By host and place among its records, each once, and without those that others replace.
     pub(crate) segments: Vec<Arc<Summary>>,
     /// By store and host: the last generation of its log that a segment holds.
     pub(crate) covered: HashMap<(usize, HostId), u64>,
@@ -172,11 +172,15 @@ pub(crate) fn of_host(stores: &[Arc<dyn Store>], date: &str, host: &HostId) -> R
 
 /// Each segment once, by its manifest's digest (a folder and its copy hold the same), and none that another stands for.
 fn standing(mut all: Vec<Arc<Summary>>) -> Vec<Arc<Summary>> {
-    let replaced: HashSet<_> = all.iter().flat_map(|one| one.replaces.iter().copied()).collect();
-    all.retain(|one| !replaced.contains(&one.digest));
+    // Nobody replaces another host's.
+    let replaced: HashSet<(HostId, Digest)> =
+        all.iter().flat_map(|one| one.replaces.iter().map(|digest| (one.host.clone(), *digest))).collect();
+    if !replaced.is_empty() {
+        all.retain(|one| !replaced.contains(&(one.host.clone(), one.digest)));
+    }
     // Of copies, the one that still has its files.
     all.sort_by(|a, b| {
-        let key = |one: &Arc<Summary>| (one.sequence, one.digest, one.expired, one.store);
+        let key = |one: &Arc<Summary>| (one.order, one.digest, one.expired, one.store);
         a.host.cmp(&b.host).then_with(|| key(a).cmp(&key(b)))
     });
     all.dedup_by(|a, b| a.digest == b.digest);

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Raised when the tables change: an older file is emptied.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How long another process's writing is waited for.
 const BUSY: Duration = Duration::from_secs(5);
 /// Above this, all filters of a column are read in one sweep.
@@ -28,7 +28,7 @@ const SWEEP: usize = 2000;
 const SCHEMA: &str = "
 CREATE TABLE folders(store TEXT, path TEXT, stamp TEXT, PRIMARY KEY(store, path)) WITHOUT ROWID;
 CREATE TABLE segments(
-  store TEXT, folder TEXT, name TEXT, bytes INTEGER, stamp TEXT, digest BLOB, segment TEXT, host TEXT, sequence INTEGER,
+  store TEXT, folder TEXT, name TEXT, bytes INTEGER, stamp TEXT, digest BLOB, segment TEXT, host TEXT, sequence INTEGER, place INTEGER,
   flows_from INTEGER, flows_to INTEGER, facts_from INTEGER, facts_to INTEGER, coverage_from INTEGER, coverage_to INTEGER,
   recorded_from INTEGER, recorded_to INTEGER, wal_last INTEGER, rows BLOB, addresses BLOB, blind BLOB, points INTEGER,
   replaces BLOB, expired INTEGER, PRIMARY KEY(store, folder, name)) WITHOUT ROWID;
@@ -97,7 +97,7 @@ impl Database {
         self.with("save", |connection| {
             let transaction = connection.transaction()?;
             {
-                let marks = (1..=24).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
+                let marks = (1..=25).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
                 let mut segment = transaction.prepare(&format!("INSERT OR REPLACE INTO segments VALUES ({marks})"))?;
                 let mut new = transaction.prepare("INSERT OR REPLACE INTO folders VALUES (?1, ?2, ?3)")?;
                 let mut old = transaction.prepare("DELETE FROM segments WHERE store = ?1 AND folder = ?2")?;
@@ -281,6 +281,7 @@ fn insert_segment(insert: &mut Statement<'_>, store: &str, entry: &Entry) -> rus
         one.segment,
         one.host.as_str(),
         signed(one.sequence),
+        signed(one.order),
         from(one.flows),
         to(one.flows),
         one.facts.map(|facts| facts.from.as_nanos()),
@@ -328,6 +329,7 @@ fn entry(store: usize, row: &Row<'_>) -> rusqlite::Result<Option<Entry>> {
         digest,
         host,
         sequence: unsigned("sequence")?,
+        order: unsigned("place")?,
         flows: range("flows_from", "flows_to")?,
         facts: time("facts_from")?
             .map(|from| Ok::<_, rusqlite::Error>(Validity { from, to: time("facts_to")? }))

@@ -57,6 +57,8 @@ pub(crate) struct Summary {
     pub(crate) digest: Digest,
     pub(crate) host: HostId,
     pub(crate) sequence: u64,
+    /// Its place among records: a compacted segment stands where the first of those that it replaces stood.
+    pub(crate) order: u64,
     pub(crate) flows: Option<TimeRange>,
     pub(crate) facts: Option<Validity>,
     pub(crate) coverage: Option<TimeRange>,
@@ -86,6 +88,7 @@ impl Summary {
             digest,
             host: manifest.host.clone(),
             sequence: manifest.sequence,
+            order: manifest.order(),
             flows: manifest.flows,
             facts: manifest.facts,
             coverage: manifest.coverage,

@@ -66,7 +66,8 @@ impl Reach {
     }
 
     fn host(&mut self, host: &HostId, segments: &[&Arc<Summary>], window: TimeRange, long: bool) {
-        if segments.iter().zip(segments.iter().skip(1)).any(|(a, b)| a.sequence == b.sequence) {
+        let mut known = BTreeSet::new();
+        if !segments.iter().all(|one| known.insert(one.sequence)) {
             self.doubled.insert(host.clone());
             self.look.insert(host.clone());
         }

@@ -23,13 +23,14 @@ use crate::{
     catalog::{Found, Summary, address_bytes},
     entry::Entry,
     error::LedgerError,
-    manifest::Kind,
+    manifest::{Kind, Manifest, Sealed},
+    retention::tombstone,
 };
 
 /// Segments and live logs that may matter.
 pub(crate) struct Scope<'a> {
     pub(super) ledger: &'a Ledger,
-    /// By host and sequence.
+    /// By host and place among its records.
     pub(crate) segments: Vec<Arc<Summary>>,
     live: Vec<&'a Live>,
 }
@@ -173,11 +174,29 @@ impl<'a> Scope<'a> {
 
     /// The file of a segment, with its manifest looked at first.
     pub(super) fn open(&self, segment: &Summary, kind: Kind) -> Result<Option<Source>, LedgerError> {
-        if segment.rows(kind) == 0 || segment.expired {
+        if segment.rows(kind) == 0 {
             return Ok(None);
         }
         let manifest = self.ledger.manifest(segment)?;
-        source::open(self.ledger.store(segment)?, &segment.folder, &manifest, kind)
+        match source::open(self.ledger.store(segment)?, &segment.folder, &manifest, kind) {
+            Err(error) if segment.expired && error.is_of_a_moment() => self.removed(segment, &manifest, kind, error),
+            opened => opened,
+        }
+    }
+
+    /// Removed on purpose because of its age: there is nothing to read, and the answer's coverage says so. One that a full disk left to
+    /// the object store is missed: an answer without it would say that nothing had been.
+    fn removed(
+        &self,
+        segment: &Summary,
+        manifest: &Manifest,
+        kind: Kind,
+        error: LedgerError,
+    ) -> Result<Option<Source>, LedgerError> {
+        let Some(folder) = self.ledger.store(segment)?.local(&segment.folder) else { return Err(error) };
+        let Some(entry) = manifest.files.iter().find(|file| file.kind == kind) else { return Ok(None) };
+        let sealed = Sealed { manifest: manifest.clone(), folder, digest: segment.digest };
+        tombstone::accounts_for(&sealed, entry)?.map_or(Err(error), |()| Ok(None))
     }
 
     /// The facts that are wanted, as they stand.

@@ -58,7 +58,6 @@ impl Ledger {
         let scope = self.scope(range)?;
         let wanted = |one: &&Arc<Summary>| {
             one.rows(kind) > 0
-                && !one.expired
                 && in_time(one, kind, range)
                 && (hints.hosts.is_empty() || hints.hosts.contains(&one.host))
         };
@@ -114,7 +113,9 @@ impl Ledger {
             rows: entry.rows,
             host: segment.host.clone(),
         };
-        Ok(of_kind.map(file).collect())
+        // Of a segment with a tombstone some files may still be there: a full disk takes the flows first.
+        let is_there = |file: &SegmentFile| !segment.expired || file.store.size(&file.path).is_ok();
+        Ok(of_kind.map(file).filter(is_there).collect())
     }
 }
 
