@@ -29,6 +29,7 @@ mod log;
 mod manifest;
 pub mod questions;
 mod reader;
+pub mod rows;
 mod segment;
 mod state;
 mod tasks;

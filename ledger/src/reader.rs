@@ -91,6 +91,11 @@ impl Ledger {
         &self.sealed
     }
 
+    /// What the live logs hold and no segment does.
+    pub(crate) fn live_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.live.iter().flat_map(|live| &live.entries)
+    }
+
     /// From the first to the last instant that any record speaks of; `None` when there is no record.
     #[must_use]
     pub fn extent(&self) -> Option<TimeRange> {

@@ -48,7 +48,7 @@ pub(crate) fn gather(root: &Path, generations: &[u64]) -> Result<Content, IoErro
 }
 
 impl Content {
-    fn take(&mut self, entry: Entry, known: &mut HashSet<String>) {
+    pub(crate) fn take(&mut self, entry: Entry, known: &mut HashSet<String>) {
         match entry {
             Entry::Header(_) | Entry::Link(_) | Entry::Task(_) => {}
             Entry::Flow(flow) => self.flows.push(*flow),
