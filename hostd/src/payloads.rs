@@ -18,7 +18,7 @@ impl Payloads for FromLedger {
     fn payloads(&self, instance: &Instance) -> Vec<PayloadSummary> {
         let until = instance.end.map_or_else(|| SystemClock.now(), |end| end.time);
         let range = TimeRange { from: instance.start.min(until), to: until };
-        let ledger = Ledger::open(std::slice::from_ref(&self.0));
+        let ledger = Ledger::open_folders(std::slice::from_ref(&self.0));
         match ledger.and_then(|ledger| ledger.payloads_of(instance.domain, range)) {
             Ok(payloads) => {
                 // The VM's own traffic is nobody's work.

@@ -14,6 +14,7 @@ use vestigo_model::{InstanceId, Label, PayloadUid, PilotId, TimeRange, Timestamp
 
 pub use self::values::protocol_word;
 use self::values::{Peer, duration, peer, protocol};
+pub use self::values::network;
 use crate::exit::Usage;
 
 const EXIT_CODES: &str = "\
@@ -196,12 +197,6 @@ pub struct PayloadStory {
     /// The payload's run id, as the other answers show it
     #[arg(value_name = "UID")]
     pub uid: PayloadUid,
-    /// Start, where it is known: fewer segments are read
-    #[arg(long)]
-    pub from: Option<Timestamp>,
-    /// End, where it is known
-    #[arg(long)]
-    pub to: Option<Timestamp>,
     /// Common options.
     #[command(flatten)]
     pub common: Common,

@@ -81,12 +81,17 @@ fn rare() -> TempDir {
 }
 
 fn vestigo(root: &Path, arguments: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vestigo"))
-        .args(arguments.split_whitespace())
-        .env("VESTIGO_LEDGER", root)
-        .env_remove("NO_COLOR")
-        .output()
-        .unwrap()
+    command(root).args(arguments.split_whitespace()).output().unwrap()
+}
+
+/// With a case, a reason, and a record of questions of the test's own.
+fn command(root: &Path) -> Command {
+    let config = root.join("vestigo.toml");
+    std::fs::write(&config, format!("[access]\nlog = \"{}\"\n", root.join("access/log.jsonl").display())).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vestigo"));
+    command.env("VESTIGO_LEDGER", root).env("VESTIGO_CONFIG", config).env("XDG_CACHE_HOME", root.join("cache"));
+    command.env("VESTIGO_CASE", "C-1").env("VESTIGO_REASON", "a test").env_remove("NO_COLOR");
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -302,9 +307,8 @@ fn bad_input_gets_one_clear_sentence() {
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let root = ledger();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vestigo"))
+    let mut child = command(root.path())
         .args(FOUND.split_whitespace())
-        .env("VESTIGO_LEDGER", root.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

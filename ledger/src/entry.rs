@@ -1,7 +1,7 @@
 //! What a frame of the write-ahead log says.
 
 use serde::{Deserialize, Serialize};
-use vestigo_model::{FactRecord, Flow, HostId, LinkPosition, Timestamp};
+use vestigo_model::{Digest, FactRecord, Flow, HostId, LinkPosition, Timestamp};
 
 use crate::tasks::TaskUse;
 
@@ -17,6 +17,17 @@ pub(crate) struct Header {
     /// Time of the last record of the generations before: the snapshot alone would forget it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_recorded: Option<Timestamp>,
+    /// The newest segment when the generation began: a tail that vanishes is missed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) head: Option<Head>,
+}
+
+/// The end of the chain of segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    pub(crate) sequence: u64,
+    /// SHA-256 of its manifest file.
+    pub(crate) sha256: Digest,
 }
 
 /// A guest's chain position without the fact that brought it (which may have ended long ago).

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use vestigo_model::HostId;
 
-use crate::{durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError};
+use crate::{
+    compact::CompactError, durable::IoError, frame::TooLong, manifest::ManifestError, segment::SegmentError,
+    store::StoreError,
+};
 
 /// Why the ledger could not do what was asked. After any of these from a [`crate::Writer`] the writer is still consistent:
 /// nothing of the failed call was kept, and the call may be repeated.
@@ -47,4 +50,37 @@ pub enum LedgerError {
     /// A manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// Compaction.
+    #[error(transparent)]
+    Compact(#[from] CompactError),
+    /// A place where segments lie.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A manifest is not the one that was read a moment ago.
+    #[error("{} changed while it was read; ask again", path.display())]
+    Changed {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// Of what was asked there is more than an answer may hold.
+    #[error("There is more of it than {limit} {what}; ask for a shorter time, or name an address, port or instance")]
+    TooMuch {
+        /// Of what.
+        what: &'static str,
+        /// How many are held at most.
+        limit: usize,
+    },
+}
+
+impl LedgerError {
+    /// Whether something was replaced or removed between two looks at it (a compaction, a retention): asked again, the question may be
+    /// answered.
+    pub(crate) fn is_of_a_moment(&self) -> bool {
+        match self {
+            Self::Changed { .. } => true,
+            Self::Io(error) | Self::Segment(SegmentError::Io(error)) => error.is_not_found(),
+            Self::Store(error) => error.is_missing(),
+            _ => false,
+        }
+    }
 }

@@ -20,19 +20,26 @@
 //! A payload is a guest's claim, and there the **first** record holds: a later one can add the end and nothing else. What is *answered* keeps host facts and guest claims in separate objects, and
 //! says what could not be seen.
 
+mod catalog;
 mod claims;
+pub mod compact;
 mod durable;
 mod entry;
 mod error;
 pub mod frame;
+pub mod holds;
 mod log;
 mod manifest;
 pub mod questions;
 mod reader;
+pub mod retention;
 pub mod rows;
 mod segment;
+pub mod sign;
 mod state;
+pub mod store;
 mod tasks;
+pub mod verify;
 mod writer;
 
 pub use durable::IoError;
@@ -41,7 +48,9 @@ pub use manifest::{
     FORMAT, FileEntry, Generations, Kind, Losses, MAX_ADDRESSES, MAX_BLIND, Manifest, ManifestError, Replaced, Sealed,
     VERSION, Validity,
 };
-pub use reader::{Facts, Ledger};
+pub use reader::{Facts, FlowQuery, Ledger, LiveRows, OpenOptions, SegmentFile, TableHints};
 pub use segment::{SegmentError, scan::FlowFilter};
+pub use sign::{SignError, Signer, signers::Signers};
+pub use store::{FolderStore, Listed, Stamp, Store, StoreError};
 pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};

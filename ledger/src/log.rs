@@ -155,6 +155,13 @@ impl Log {
         Ok(())
     }
 
+    /// Appends what the ledger says of itself: it makes no segment due.
+    pub(crate) fn append_own(&mut self, frames: &[u8]) -> Result<(), IoError> {
+        self.append(frames, false)?;
+        self.began += as_u64(frames.len());
+        Ok(())
+    }
+
     /// Makes everything appended durable.
     pub(crate) fn sync(&mut self) -> Result<(), IoError> {
         self.file.sync().map_err(|error| {

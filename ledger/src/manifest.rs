@@ -3,6 +3,7 @@
 //! A segment exists from the moment its manifest has its final name; everything without one is rubble of a crash.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,7 +14,9 @@ use vestigo_model::{Digest, HostId, TimeRange, Timestamp};
 
 use crate::{
     durable::{self, IoError},
+    retention::tombstone,
     segment::SegmentError,
+    sign::{SIGNATURE_SUFFIX, SignError, Signer},
 };
 
 /// Value of [`Manifest::format`].
@@ -25,7 +28,7 @@ pub const MAX_ADDRESSES: usize = 4096;
 /// Most stretches that a manifest lists as not seen.
 pub const MAX_BLIND: usize = 1024;
 
-const SUFFIX: &str = ".manifest.json";
+pub(crate) const SUFFIX: &str = ".manifest.json";
 
 /// What one file of a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -189,6 +192,9 @@ pub enum ManifestError {
         #[source]
         source: serde_json::Error,
     },
+    /// It cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// A newer program wrote it.
     #[error("{} has format {format} version {version}, but this program reads {FORMAT} up to {VERSION}; use a newer vestigo", path.display())]
     Version {
@@ -225,7 +231,10 @@ impl Sealed {
         if entry.name.contains('/') {
             return Err(content("its manifest leads out of its folder".to_owned()));
         }
-        let found = std::fs::metadata(&path).map_err(IoError::at("find", &path))?.len();
+        let found = match std::fs::metadata(&path).map_err(IoError::at("find", &path)) {
+            Ok(metadata) => metadata.len(),
+            Err(error) => return tombstone::accounts_for(self, entry)?.ok_or(error.into()).map(|()| None),
+        };
         if found != entry.bytes {
             let bytes = entry.bytes;
             return Err(content(format!(
@@ -234,6 +243,25 @@ impl Sealed {
         }
         Ok(Some(path))
     }
+}
+
+impl Manifest {
+    /// Its place among records: a compacted segment stands where the first of those that it replaces stood.
+    #[must_use]
+    pub fn order(&self) -> u64 {
+        self.replaces.iter().map(|old| old.sequence).min().unwrap_or(self.sequence)
+    }
+}
+
+/// The segments whose rows count, by host and place: those that another one replaces are left out.
+pub(crate) fn in_force(mut all: Vec<Sealed>) -> Vec<Sealed> {
+    let replaced: HashSet<(HostId, Digest)> = all
+        .iter()
+        .flat_map(|by| by.manifest.replaces.iter().map(|old| (by.manifest.host.clone(), old.sha256)))
+        .collect();
+    all.retain(|one| !replaced.contains(&(one.manifest.host.clone(), one.digest)));
+    all.sort_by(|a, b| (&a.manifest.host, a.manifest.order()).cmp(&(&b.manifest.host, b.manifest.order())));
+    all
 }
 
 /// Where a manifest lies; found by listing folders, without opening it.
@@ -288,20 +316,31 @@ pub(crate) fn places(folder: &Path) -> Result<Vec<Place>, IoError> {
 pub(crate) fn read(place: &Place) -> Result<Sealed, ManifestError> {
     let path = place.folder.join(&place.name);
     let bytes = fs::read(&path).map_err(IoError::at("read", &path))?;
+    let (manifest, digest) = parse(&path, &bytes)?;
+    Ok(Sealed { manifest, folder: place.folder.clone(), digest })
+}
+
+/// The manifest in a file of this path, and what the file hashes to.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<(Manifest, Digest), ManifestError> {
+    let path = path.to_owned();
     let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
+        serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed { path: path.clone(), source })?;
     if manifest.format != FORMAT || manifest.version > VERSION {
         return Err(ManifestError::Version { path, format: manifest.format, version: manifest.version });
     }
-    Ok(Sealed { manifest, folder: place.folder.clone(), digest: Digest::of(&bytes) })
+    Ok((manifest, Digest::of(bytes)))
 }
 
-/// Writes a manifest: the moment at which its segment begins to exist.
-pub(crate) fn write(folder: &Path, manifest: Manifest) -> Result<Sealed, ManifestError> {
+/// Writes a manifest: the moment at which its segment begins to exist. Its signature lies there before it does.
+pub(crate) fn write(folder: &Path, manifest: Manifest, signer: Option<&Signer>) -> Result<Sealed, ManifestError> {
     let path = folder.join(format!("{}{SUFFIX}", manifest.segment));
     let malformed = |source| ManifestError::Malformed { path: path.clone(), source };
     let mut bytes = serde_json::to_vec_pretty(&manifest).map_err(malformed)?;
     bytes.push(b'\n');
+    if let Some(signer) = signer {
+        let signature = signer.sign(&bytes)?;
+        durable::write_file(&crate::sign::beside(&path, SIGNATURE_SUFFIX), signature.as_bytes())?;
+    }
     durable::write_file(&path, &bytes)?;
     Ok(Sealed { manifest, folder: folder.to_owned(), digest: Digest::of(&bytes) })
 }

@@ -10,7 +10,7 @@ use arrow::{
 use crate::{
     error::LedgerError,
     manifest::Kind,
-    reader::Ledger,
+    reader::LiveRows,
     segment::{SegmentError, content::Content, tables},
 };
 
@@ -40,19 +40,18 @@ fn batch(kind: Kind, content: &Content) -> Result<RecordBatch, LedgerError> {
     Ok(tables::build(kind, content).map_err(encode)?)
 }
 
-impl Ledger {
-    /// The rows of this table that only the live logs hold. Names of people stand in the logs alone and in no row of [`Kind::People`].
-    ///
-    /// # Errors
-    /// The rows cannot be built.
-    pub fn live_rows(&self, kind: Kind) -> Result<RecordBatch, LedgerError> {
-        if kind == Kind::People {
-            return Ok(RecordBatch::new_empty(people()));
-        }
-        let (mut content, mut known) = (Content::default(), HashSet::new());
-        for entry in self.live_entries() {
-            content.take(entry.clone(), &mut known);
-        }
-        batch(kind, &content)
+/// Rows of the live logs as rows of a table. Names of people stand in the logs in clear, and in no row of [`Kind::People`].
+///
+/// # Errors
+/// The rows cannot be built.
+pub fn of_live(kind: Kind, live: LiveRows) -> Result<RecordBatch, LedgerError> {
+    if kind == Kind::People {
+        return Ok(RecordBatch::new_empty(people()));
     }
+    let (mut content, mut known) = (Content::default(), HashSet::new());
+    content.flows = live.flows;
+    for (record, carried) in live.facts {
+        content.take_fact(record, carried, &mut known);
+    }
+    batch(kind, &content)
 }

@@ -6,10 +6,14 @@
 
 pub(crate) mod content;
 pub(crate) mod decode;
+pub(crate) mod rows;
 pub(crate) mod scan;
 pub(crate) mod seal;
 pub(crate) mod table;
 pub(crate) mod tables;
+
+pub use rows::rows_digest;
+pub(crate) use rows::{read_batch, sorted};
 
 use std::path::PathBuf;
 

@@ -14,19 +14,22 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use vestigo_model::{Digest, FactRecord, Flow, HostId, Instance, LinkPosition, Payload, Timestamp};
 
 use crate::{
+    compact::{CompactError, Link, Prepared},
     durable::{self, IoError},
-    entry::{Entry, EntryRef, Header, VERSION},
+    entry::{Entry, EntryRef, Head, Header, VERSION},
     error::LedgerError,
     frame,
     log::{self, Log, OpenLog},
     manifest::{self, Generations, Manifest},
     segment::{SegmentError, content, seal},
+    sign::Signer,
     state::State,
     tasks::TaskUse,
 };
@@ -89,6 +92,7 @@ pub struct Writer {
     retry: Option<Timestamp>,
     sequence: u64,
     head: Digest,
+    signer: Option<Arc<Signer>>,
     open: OpenLog,
     step: Step,
     _lock: File,
@@ -124,7 +128,7 @@ impl Writer {
             Some((generation, good)) => Log::open(root, generation, good, &open)?,
             None => {
                 let generation = sealed.covered + 1;
-                begin(root, &options.host, generation, &recovery.state)?;
+                begin(root, &options.host, generation, &recovery.state, sealed.head())?;
                 let length = file_length(&log::path(root, generation))?;
                 Log::open(root, generation, length, &open)?
             }
@@ -140,11 +144,17 @@ impl Writer {
             retry: None,
             sequence: sealed.sequence,
             head: sealed.digest,
+            signer: None,
             open,
             step: Box::new(|_| Ok(())),
             _lock: lock,
         };
         Ok((writer, recovered))
+    }
+
+    /// From now on every manifest is signed with this key.
+    pub fn sign_with(&mut self, signer: Arc<Signer>) {
+        self.signer = Some(signer);
     }
 
     /// Appends facts and flows, all or nothing. With facts, everything is durable when this returns (one sync for the
@@ -223,6 +233,7 @@ impl Writer {
         self.pending.clear();
         self.first = self.first_of_current()?;
         self.remove_covered()?;
+        self.note_head();
         Ok(info)
     }
 
@@ -241,11 +252,56 @@ impl Writer {
             previous: self.head,
             wal: Generations { first, last },
             now,
+            signer: self.signer.as_deref(),
         };
         let sealed = seal::write(&order, &content, &mut self.step)?;
         self.sequence = sealed.manifest.sequence;
         self.head = sealed.digest;
         Ok(Some(SegmentInfo { folder: sealed.folder, manifest: sealed.manifest, digest: sealed.digest }))
+    }
+
+    /// Puts a compacted segment behind the newest one.
+    ///
+    /// # Errors
+    /// The disk's; the chain is as it was then.
+    pub fn adopt(&mut self, prepared: &Prepared, now: Timestamp) -> Result<SegmentInfo, LedgerError> {
+        let sequence = self.sequence + 1;
+        self.adopt_by_steps(prepared, now, &mut |_| Ok(())).inspect_err(|_| prepared.withdraw(sequence))
+    }
+
+    pub(crate) fn adopt_by_steps(
+        &mut self,
+        prepared: &Prepared,
+        now: Timestamp,
+        step: &mut dyn FnMut(&str) -> Result<(), CompactError>,
+    ) -> Result<SegmentInfo, LedgerError> {
+        let first = self.pending.first().copied().unwrap_or(self.log.generation);
+        let link = Link {
+            host: &self.options.host,
+            sequence: self.sequence + 1,
+            previous: self.head,
+            covered: first.saturating_sub(1),
+            signer: self.signer.as_deref(),
+            now,
+        };
+        let sealed = prepared.commit(&link, step)?;
+        self.sequence = sealed.manifest.sequence;
+        self.head = sealed.digest;
+        self.note_head();
+        Ok(SegmentInfo { folder: sealed.folder, manifest: sealed.manifest, digest: sealed.digest })
+    }
+
+    /// Says in the log which segment is the newest one now. Nothing rests on it but that a tail which vanishes is missed, so a disk
+    /// that is full is no failure of the seal: the next generation begins with it anyway.
+    fn note_head(&mut self) {
+        let head = SealedHead { sequence: self.sequence, digest: self.head, covered: 0 }.head();
+        let (generation, last_recorded) = (self.log.generation, self.state.last_recorded);
+        let header = Header { version: VERSION, host: self.options.host.clone(), generation, last_recorded, head };
+        let mut frames = Vec::new();
+        let noted = encode(EntryRef::Header(&header), &mut frames).and_then(|()| Ok(self.log.append_own(&frames)?));
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the log does not know the newest segment");
+        }
     }
 
     /// Removes every generation before the current one, also those that an earlier seal could not remove.
@@ -272,7 +328,8 @@ impl Writer {
         (self.step)("rotate")?;
         self.state.prune(now);
         let generation = self.log.generation + 1;
-        begin(&self.root, &self.options.host, generation, &self.state)?;
+        let head = SealedHead { sequence: self.sequence, digest: self.head, covered: 0 }.head();
+        begin(&self.root, &self.options.host, generation, &self.state, head)?;
         let length = file_length(&log::path(&self.root, generation))?;
         let next = Log::open(&self.root, generation, length, &self.open)?;
         self.pending.push(self.log.generation);
@@ -317,8 +374,9 @@ fn file_length(path: &Path) -> Result<u64, IoError> {
 }
 
 /// Writes a new generation: its header and what holds. Whole or absent, like every file of the ledger but the log's end.
-fn begin(root: &Path, host: &HostId, generation: u64, state: &State) -> Result<(), LedgerError> {
-    let header = Header { version: VERSION, host: host.clone(), generation, last_recorded: state.last_recorded };
+fn begin(root: &Path, host: &HostId, generation: u64, state: &State, head: Option<Head>) -> Result<(), LedgerError> {
+    let last_recorded = state.last_recorded;
+    let header = Header { version: VERSION, host: host.clone(), generation, last_recorded, head };
     let mut frames = Vec::new();
     encode(EntryRef::Header(&header), &mut frames)?;
     for record in state.facts() {
@@ -355,6 +413,13 @@ struct SealedHead {
     digest: Digest,
     /// Highest generation of the log that a segment holds.
     covered: u64,
+}
+
+impl SealedHead {
+    /// As the log's header says it.
+    fn head(&self) -> Option<Head> {
+        (self.sequence > 0).then_some(Head { sequence: self.sequence, sha256: self.digest })
+    }
 }
 
 fn sealed_head(root: &Path, host: &HostId) -> Result<SealedHead, LedgerError> {

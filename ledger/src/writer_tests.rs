@@ -39,7 +39,7 @@ fn everything() -> TimeRange {
 }
 
 fn read(root: &Path) -> (Vec<Flow>, crate::Facts) {
-    let ledger = Ledger::open(&[root.to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.to_owned()]).unwrap();
     let filter = FlowFilter { range: everything(), ip: None, vo: None };
     (ledger.flows(&filter).unwrap(), ledger.facts(everything()).unwrap())
 }

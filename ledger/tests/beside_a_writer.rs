@@ -40,7 +40,7 @@ fn answers_are_current_and_whole_while_the_writer_seals() {
     loop {
         let finished = writing.is_finished();
         let before = acknowledged.load(Ordering::SeqCst);
-        let flows = Ledger::open(&[root.path().to_owned()]).unwrap().flows(&filter).unwrap();
+        let flows = Ledger::open_folders(&[root.path().to_owned()]).unwrap().flows(&filter).unwrap();
         let mut ports: Vec<u16> = flows.iter().map(|flow| flow.orig_port).collect();
         ports.sort_unstable();
         let expected: Vec<u16> = (0..u16::try_from(ports.len()).unwrap()).collect();

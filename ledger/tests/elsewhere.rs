@@ -56,7 +56,7 @@ fn ledgers(vms: &[&Instance], flows: &[Flow]) -> Ledgers {
         writer.append(&facts, &flows).unwrap();
         roots.push(root);
     }
-    Ledgers { _folder: folder, ledger: Ledger::open(&roots).unwrap() }
+    Ledgers { _folder: folder, ledger: Ledger::open_folders(&roots).unwrap() }
 }
 
 fn who(ledgers: &Ledgers, address: &str, port: Option<u16>) -> WhoAnswer {

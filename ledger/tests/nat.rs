@@ -28,7 +28,7 @@ fn ledger(facts: Vec<Fact>, flows: &[Flow], seal: bool) -> (TempDir, Ledger) {
     if seal {
         writer.seal(at("14:05:01")).unwrap().expect("a segment");
     }
-    let ledger = Ledger::open(&[folder.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[folder.path().to_owned()]).unwrap();
     (folder, ledger)
 }
 

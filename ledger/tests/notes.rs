@@ -23,7 +23,7 @@ fn ask(vm: &Instance, flows: &[Flow], question: &WhoQuestion) -> WhoAnswer {
         WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
     let (mut writer, _) = Writer::open(root.path(), options).unwrap();
     writer.append(&[record(at("14:00:00"), Fact::Instance(vm.clone()))], flows).unwrap();
-    let who = || Ledger::open(&[root.path().to_owned()]).unwrap().who(question).unwrap();
+    let who = || Ledger::open_folders(&[root.path().to_owned()]).unwrap().who(question).unwrap();
     let live = who();
     writer.seal(at("14:05:00")).unwrap().expect("a segment");
     assert_eq!(live, who());
@@ -172,7 +172,7 @@ fn addresses_inside_tunnels_are_of_a_kind_of_their_own() {
     writer.append(&[record(at("14:00:00"), Fact::Instance(vm()))], &[inner, folded(1024, 2047, 500)]).unwrap();
     let range = TimeRange::new(at("14:00:00"), at("15:00:00")).unwrap();
     let asked = IpsQuestion { vo: Vo::new("atlas").unwrap(), range, pilot: None };
-    let rows = Ledger::open(&[root.path().to_owned()]).unwrap().ips(&asked).unwrap().rows;
+    let rows = Ledger::open_folders(&[root.path().to_owned()]).unwrap().ips(&asked).unwrap().rows;
     let rows: Vec<_> =
         rows.iter().map(|row| (row.ip.to_string(), row.kind, row.expected, row.flows, row.folded)).collect();
     let own = ("10.0.0.5".to_owned(), AddressKind::Own, true, 1, 500);

@@ -33,7 +33,7 @@ struct Site {
 
 impl Site {
     fn ledger(&self) -> Ledger {
-        Ledger::open(&self.roots).unwrap()
+        Ledger::open_folders(&self.roots).unwrap()
     }
 }
 
@@ -352,7 +352,7 @@ fn the_first_claim_under_a_run_id_holds_and_the_others_are_told() {
                 writer.seal(recorded).unwrap().expect("a segment");
             }
         }
-        let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+        let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
         let facts = ledger.facts(TimeRange { from: at("14:00:00"), to: at("15:00:00") }).unwrap();
         assert_eq!(facts.payloads, std::slice::from_ref(&ended), "sealing: {sealing}");
         assert_eq!(facts.conflicting.len(), 3, "another end, alice's start and end as one, bob");
@@ -404,7 +404,7 @@ fn a_later_claim_does_not_become_the_first_by_saying_it_ran_earlier() {
         writer.append(&[record(recorded, Fact::Payload(claim))], &[flow(&vm, 41022, "13:30:00", None)]).unwrap();
         writer.seal(recorded).unwrap().expect("a segment");
     }
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     let facts = ledger.facts(TimeRange { from: at("13:29:00"), to: at("13:31:00") }).unwrap();
     assert_eq!((facts.payloads.len(), facts.conflicting.len()), (0, 1));
     let answer = ledger.who(&question("13:30:00", "10.0.0.5", Some(41022))).unwrap();
@@ -435,7 +435,7 @@ fn a_payload_that_is_no_longer_carried_still_names_its_late_packets() {
     writer.append(&[], &late).unwrap();
     let last = writer.seal(at("14:07:00")).unwrap().expect("a segment");
     assert_eq!(last.manifest.files[2].rows, 1024, "carried payloads");
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     for port in [41022, 41023] {
         let answer = ledger.who(&question("14:06:00", "10.0.0.5", Some(port))).unwrap();
         assert_eq!(
@@ -458,7 +458,7 @@ fn a_payload_that_is_no_longer_carried_still_names_its_late_packets() {
 #[test]
 fn what_is_no_ledger_or_a_damaged_one_is_said() {
     let empty = tempfile::tempdir().unwrap();
-    let error = Ledger::open(&[empty.path().to_owned()]).unwrap_err();
+    let error = Ledger::open_folders(&[empty.path().to_owned()]).unwrap_err();
     assert!(matches!(error, LedgerError::NotALedger { .. }) && error.to_string().contains("--ledger"), "{error}");
     let site = site();
     let path = site.roots[0].join("date=2026-11-22/host=hv1");
@@ -471,7 +471,7 @@ fn what_is_no_ledger_or_a_damaged_one_is_said() {
     assert!(error.to_string().contains("-flows.parquet") && error.to_string().contains("SHA-256"), "{error}");
     let manifest = files.iter().find(|file| file.to_string_lossy().ends_with(".manifest.json")).unwrap();
     std::fs::write(manifest, b"{}").unwrap();
-    let error = Ledger::open(&site.roots).unwrap_err();
+    let error = site.ledger().who(&question("14:03:22", "10.0.0.5", None)).unwrap_err();
     assert!(error.to_string().contains("no segment manifest"), "{error}");
 }
 
@@ -479,7 +479,7 @@ fn what_is_no_ledger_or_a_damaged_one_is_said() {
 fn a_ledger_and_its_copy_count_once() {
     let site = site();
     let roots = [site.roots[0].clone(), site.roots[0].clone()];
-    let answer = Ledger::open(&roots).unwrap().who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
+    let answer = Ledger::open_folders(&roots).unwrap().who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
     assert_eq!(answer.candidates[0].totals.flows, 1);
 }
 
@@ -529,7 +529,7 @@ fn a_flow_older_than_the_lease_is_the_payloads_only_if_the_claim_was_late() {
         part.attribution.reason = vestigo_model::BEGAN_BEFORE.to_owned();
         let facts = [Fact::Instance(vm), Fact::Payload(payload)].map(|fact| record(at("14:02:00"), fact));
         writer.append(&facts, &[part]).unwrap();
-        let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+        let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
         let answer = ledger.who(&question("14:03:22", "10.0.0.5", Some(41022))).unwrap();
         (answer.candidates[0].attribution.quality, answer.candidates[0].guest_claims.is_some())
     };
@@ -558,7 +558,7 @@ fn a_guests_clock_reaches_no_further_back_than_its_vms_start() {
     }
     let flows = [flow(&first, 41022, "14:05:00", None), flow(&second, 50000, "14:25:00", None)];
     writer.append(&facts, &flows).unwrap();
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     let ask = |clock, port| ledger.who(&question(clock, "10.0.0.5", Some(port))).unwrap().candidates.remove(0);
     let before = ask("14:05:00", 41022);
     assert_eq!((before.said_later_total, before.ran_then_total), (0, 0), "another run of the VM");
@@ -584,7 +584,7 @@ fn records_of_one_flow_before_and_after_a_late_claim_agree() {
     after.attribution.reason = vestigo_model::BEGAN_BEFORE.to_owned();
     let facts = [record(at("14:02:00"), Fact::Instance(vm)), record(at("14:03:30"), Fact::Payload(late))];
     writer.append(&facts, &[before, after]).unwrap();
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     for time in ["14:03:00", "14:04:00"] {
         let answer = ledger.who(&question(time, "10.0.0.5", Some(41022))).unwrap();
         let found = &answer.candidates[0];
@@ -608,7 +608,7 @@ fn whose_word_an_address_is_stands_in_the_answer() {
         vec![Learnt { ip: ip("10.0.0.5"), by: Basis::Dhcp, since: at("14:00:00"), until: Some(at("15:00:00")) }];
     (forged.orig_ip, forged.src_expected) = (ip("198.51.100.7"), Expected::No);
     writer.append(&[record(at("14:00:00"), Fact::Instance(vm))], &[forged]).unwrap();
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     let answer = ledger.who(&question("14:03:22", "198.51.100.7", None)).unwrap();
     let found = &answer.candidates[0];
     assert_eq!(found.host_facts.learnt_addresses[0].by, Basis::Dhcp);

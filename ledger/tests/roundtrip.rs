@@ -79,7 +79,7 @@ proptest! {
             FlowFilter { range: TimeRange { from: picked.last, to: picked.last }, ip: Some(picked.resp_ip), vo: None },
             FlowFilter { range: all, ip: picked.post_nat.map(|nat| nat.ip), vo: picked.vo.clone() },
         ];
-        let read = |filter| Ledger::open(&[root.path().to_owned()]).unwrap().flows(filter).unwrap();
+        let read = |filter| Ledger::open_folders(&[root.path().to_owned()]).unwrap().flows(filter).unwrap();
         let live: Vec<Vec<Flow>> = filters.iter().map(read).collect();
         writer.seal(at("14:00:00")).unwrap().expect("a segment");
         let sealed: Vec<Vec<Flow>> = filters.iter().map(read).collect();
@@ -107,7 +107,7 @@ fn pruning_finds_the_needle() {
     writer.append(&[], &flows).unwrap();
     let sealed = writer.seal(at("14:00:00")).unwrap().expect("a segment");
     assert!(sealed.manifest.files[0].bytes < 40 * 140_000, "{} bytes", sealed.manifest.files[0].bytes);
-    let ledger = Ledger::open(&[root.path().to_owned()]).unwrap();
+    let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
     for needle in [0, 4095, 4096, 131_071, 131_072, 139_999] {
         let wanted = &flows[needle];
         let around = TimeRange::around(wanted.first, Duration::from_millis(1));
@@ -125,7 +125,7 @@ fn pruning_finds_the_needle() {
 #[test]
 fn a_segment_without_the_columns_of_notes_still_answers() {
     let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/before-notes");
-    let ledger = Ledger::open(&[old]).unwrap();
+    let ledger = Ledger::open_folders(&[old]).unwrap();
     let day = TimeRange { from: at("00:00:00"), to: at("23:59:59") };
     let flows = ledger.flows(&FlowFilter { range: day, ip: Some(ip("10.0.0.5")), vo: None }).unwrap();
     assert_eq!(flows.iter().map(|flow| flow.orig_port).collect::<Vec<_>>(), [41022, 42022, 50000]);

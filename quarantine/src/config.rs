@@ -37,6 +37,25 @@ pub struct Config {
     /// How it is cut and packed.
     #[serde(default)]
     pub store: StoreSection,
+    /// The ledger whose segments are shipped.
+    #[serde(default)]
+    pub ledger: LedgerSection,
+}
+
+/// `[ledger]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerSection {
+    /// hostd's folder; absent: nothing is shipped.
+    pub path: Option<PathBuf>,
+    /// Days that the store is to keep what it gets, where Object Lock is on.
+    pub keep_days: u32,
+}
+
+impl Default for LedgerSection {
+    fn default() -> Self {
+        Self { path: None, keep_days: 180 }
+    }
 }
 
 /// `[vault]`
@@ -126,7 +145,8 @@ impl Config {
 
     fn check(&self) -> Result<(), (&'static str, String)> {
         Url::parse(&self.vault.url).map_err(|why| ("url", why))?;
-        for (key, path) in [("spool", &self.spool), ("state", &self.state)] {
+        let ledger = self.ledger.path.as_ref().map(|path| ("path", path));
+        for (key, path) in [("spool", &self.spool), ("state", &self.state)].into_iter().chain(ledger) {
             if !path.is_absolute() {
                 return Err((key, format!("{} is not a whole path; write one that begins with /", path.display())));
             }
@@ -144,6 +164,9 @@ impl Config {
             }
         }
         self.store.check()?;
+        if self.ledger.keep_days == 0 || self.ledger.keep_days > 36_500 {
+            return Err(("keep_days", "must be between 1 and 36500".to_owned()));
+        }
         if self.retention.days == 0 || self.retention.days > 36_500 {
             return Err(("days", "must be between 1 and 36500".to_owned()));
         }

@@ -15,6 +15,7 @@ use crate::{
     custody::{self, Actor, Draft, What},
     journal::Journals,
     known::Known,
+    ship::Shipper,
     spool::{Spool, SpoolError, Waiting},
     vault::{
         self, Open, Url, Vault, VaultError,
@@ -63,6 +64,7 @@ struct Patience {
 /// The daemon.
 pub struct Daemon {
     spool: Spool,
+    shipper: Option<Shipper>,
     acquirer: Acquirer,
     control: Arc<Control>,
     clock: Arc<dyn Clock>,
@@ -89,16 +91,37 @@ impl Daemon {
             pins: config.pins.clone(),
             vault: Some((Remembered::new(&config.state), id)),
         };
+        let keep = Duration::from_secs(u64::from(config.ledger.keep_days) * 86_400);
+        let shipper = config
+            .ledger
+            .path
+            .as_ref()
+            .map(|ledger| Shipper::new(ledger, &config.state, vault.clone(), keep, clock.clone(), control.clone()));
         let journals = Journals::new(&config.state);
         journals.sweep();
         let acquirer = Acquirer::new(vault, known, journals, policy, clock.clone(), control.clone());
-        Ok(Some(Self { spool, acquirer, control, clock, patience: HashMap::new() }))
+        Ok(Some(Self { spool, shipper, acquirer, control, clock, patience: HashMap::new() }))
     }
 
     /// Works until told to stop.
     pub fn run(&mut self) -> Result<(), DaemonError> {
         tracing::info!(vault = self.acquirer.vault.url(), "quarantine is ready");
         self.forget_cleared();
+        let shipper = self.shipper.take();
+        // By itself: a disk may take an hour, and the ledger must not wait for it.
+        std::thread::scope(|scope| {
+            if let Some(mut shipper) = shipper {
+                scope.spawn(move || shipper.run());
+            }
+            let done = self.work();
+            if done.is_err() {
+                self.control.stop();
+            }
+            done
+        })
+    }
+
+    fn work(&mut self) -> Result<(), DaemonError> {
         while !self.control.stopping() {
             self.round()?;
             pause(&self.control, POLL);

@@ -34,6 +34,7 @@ pub mod known;
 pub mod layout;
 pub mod manifest;
 pub mod pack;
+pub mod ship;
 pub mod source;
 pub mod spool;
 pub mod vault;

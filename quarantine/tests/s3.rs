@@ -123,3 +123,46 @@ fn what_cannot_work_is_said_and_refused() {
     let locked = site(weed, "unlocked", "[retention]\nobject_lock = \"governance\"");
     starts(&locked, &none, &["object_lock = \"off\"", "not offered", "Object Lock"]);
 }
+
+#[test]
+fn segments_of_the_ledger_are_locked_in_the_bucket_for_as_long_as_configured() {
+    let Some(weed) = weed::shared("segments_of_the_ledger_are_locked_in_the_bucket_for_as_long_as_configured") else {
+        return;
+    };
+    weed.bucket("ledgers", true);
+    let site = site(weed, "ledgers", "");
+    let folder = site.path("ledger/date=2026-11-22/host=hv1");
+    fs::create_dir_all(&folder).unwrap();
+    let data = support::noise(9, 300_000);
+    let sha256 = vestigo_model::Digest::of(&data);
+    fs::write(folder.join("00000001-x-flows.parquet"), &data).unwrap();
+    fs::write(folder.join("00000001-x.manifest.json.sig"), "signature").unwrap();
+    let manifest = format!(
+        r#"{{"host":"hv1","sequence":1,"files":[{{"name":"00000001-x-flows.parquet","rows":3,"bytes":300000,"sha256":"{sha256}"}}]}}"#
+    );
+    fs::write(folder.join("00000001-x.manifest.json"), &manifest).unwrap();
+    let ledger = site.path("ledger").display().to_string();
+    let endpoint = weed.endpoint();
+    site.write_config(
+        &format!(
+            "endpoint = \"{endpoint}\"\n[retention]\ndays = 1\nobject_lock = \"governance\"\n[ledger]\npath = \"{ledger}\"\nkeep_days = 200"
+        ),
+        "pack_mib = 4",
+    );
+    let daemon = site.daemon();
+    let receipt = site.path("state/shipped/hv1/1.json");
+    site.wait("the receipt", || receipt.exists());
+    assert_eq!(daemon.terminate(), 0);
+    weed::runtime().block_on(async {
+        let client = weed.client();
+        let prefix = "q/ledger/date=2026-11-22/host=hv1/00000001-x";
+        let get = |name: String| client.get_object().bucket("ledgers").key(name).send();
+        let stored = get(format!("{prefix}-flows.parquet")).await.unwrap();
+        let until = stored.object_lock_retain_until_date().unwrap().secs();
+        assert_eq!(stored.body.collect().await.unwrap().to_vec(), data);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        assert!(until > i64::try_from(now).unwrap() + 199 * 86_400, "locked for as long as the ledger is to be kept");
+        let stored = get(format!("{prefix}.manifest.json")).await.unwrap();
+        assert_eq!(stored.body.collect().await.unwrap().to_vec(), manifest.as_bytes());
+    });
+}

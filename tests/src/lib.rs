@@ -22,6 +22,7 @@ pub mod demo;
 pub mod guest;
 pub mod husk;
 pub mod inside;
+pub mod ledger;
 pub mod net;
 pub mod paths;
 pub mod pilot;

@@ -98,7 +98,7 @@ fn job(number: usize, times: usize) -> Work {
 
 impl World<'_> {
     fn ledger(&self) -> Result<Ledger> {
-        Ok(Ledger::open(&[self.stack.ledger()])?)
+        Ok(Ledger::open_folders(&[self.stack.ledger()])?)
     }
 
     fn facts(&self, since: Timestamp) -> Result<Facts> {

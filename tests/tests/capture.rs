@@ -104,7 +104,7 @@ fn spec(name: &str, image: &GuestImage, bridge: &Bridge, v4: &str, v6: Option<&s
 
 impl World<'_> {
     fn ledger(&self) -> Result<Ledger> {
-        Ok(Ledger::open(&[self.stack.ledger()])?)
+        Ok(Ledger::open_folders(&[self.stack.ledger()])?)
     }
 
     fn range(&self) -> TimeRange {

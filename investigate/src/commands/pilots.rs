@@ -8,22 +8,19 @@ use vestigo_model::Timestamp;
 
 use super::{Body, Desk, Output, count, exit, json};
 use crate::{
-    arguments::{Pilots, range},
+    arguments::{Pilots, open_range},
     render::{self, Style, coverage, parts, safe},
 };
 
 /// Asks and renders.
 pub fn run(arguments: &Pilots, desk: &Desk) -> Result<Output> {
-    let range = match (arguments.from, arguments.to) {
-        (None, None) => None,
-        (from, to) => {
-            let (first, last) = (Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX));
-            Some(range(from.unwrap_or(first), to.unwrap_or(last))?)
-        }
-    };
+    let range = open_range(arguments.from, arguments.to)?;
     let ledger = desk.ledger()?;
     // An open end means the ledger's own end: the coverage of centuries that it says nothing about would only mislead.
-    let range = range.map(|range| clip(range, arguments, ledger.extent()));
+    let range = match range {
+        Some(range) => Some(clip(range, arguments, ledger.extent()?)),
+        None => None,
+    };
     let question = PilotsQuestion { subject: arguments.user.clone(), issuer: arguments.issuer.clone(), range };
     let answer = ledger.pilots(&question)?;
     let text =

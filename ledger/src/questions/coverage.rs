@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use vestigo_model::{Coverage, CoverageState, DomainUuid, HostId, Instance, InstanceId, TapName, TimeRange, Timestamp};
 
+use super::reach::{HostBlind, Reach};
 use crate::reader::Facts;
 
 /// A hole shorter than this (1 ms) between two statements is where one ends and the next begins.
@@ -76,6 +77,23 @@ pub struct WindowCoverage {
     pub ledger: Option<TimeRange>,
     /// Records that this version cannot read.
     pub unreadable: u64,
+    /// Hosts whose manifests say that all of the window was seen: their statements were not read. Their taps are in `points`, as many as
+    /// there were at one time.
+    #[serde(default)]
+    pub whole_hosts: usize,
+    /// Of a long window: hosts of which something was not seen, by their manifests. Their taps are not in `points`.
+    #[serde(default)]
+    pub blind: Vec<HostBlind>,
+    /// Hosts of whose records of about this time some were removed from the ledgers asked (their retention was over, or a full disk left
+    /// them to the object store): nothing of these is in the answer.
+    #[serde(default)]
+    pub expired: Vec<HostId>,
+    /// Names that two histories share: two hosts with one name, or a restored one that went on. What is said of one may be the other's.
+    #[serde(default)]
+    pub doubled: Vec<HostId>,
+    /// Some hostd's newest records (minutes, as a rule) may not be read by whoever asks, and are not in the answer.
+    #[serde(default)]
+    pub newest_missing: bool,
 }
 
 /// Sums up the window. `shown` are the VMs that the answer names: their taps are listed even when all is well.
@@ -85,9 +103,12 @@ pub fn summarise(
     facts: &Facts,
     extent: Option<TimeRange>,
     shown: &BTreeSet<(HostId, DomainUuid)>,
+    reach: &Reach,
 ) -> WindowCoverage {
     let mut points: Vec<Point> = Vec::new();
-    for instance in facts.instances.iter().filter(|i| window.touches(i.start, i.end.map(|end| end.time))) {
+    let by_manifest = |host: &HostId| reach.whole.contains_key(host) || reach.blind.iter().any(|one| one.host == *host);
+    let looked_into = facts.instances.iter().filter(|instance| !by_manifest(&instance.host));
+    for instance in looked_into.filter(|i| window.touches(i.start, i.end.map(|end| end.time))) {
         points.extend(points_of(window, instance, &facts.coverage));
     }
     let complete_points = points.iter().filter(|point| point.complete).count();
@@ -96,20 +117,32 @@ pub fn summarise(
         .map(|point| point.host.clone())
         .chain(facts.coverage.iter().filter(|c| touches(c, window)).map(|c| c.host.clone()))
         .collect();
-    let total = points.len();
+    let seen_by_manifest: u64 = reach.whole.values().sum();
+    let seen_by_manifest = usize::try_from(seen_by_manifest).unwrap_or(usize::MAX);
+    let complete_points = complete_points.saturating_add(seen_by_manifest);
+    let total = points.len().saturating_add(seen_by_manifest);
     let hosts_down = host_wide_losses(window, &facts.coverage);
     points.retain(|point| !point.complete || shown.contains(&(point.host.clone(), point.domain)));
-    let nat = hosts.iter().map(|host| nat_point(window, host, &facts.coverage)).collect();
+    let all_there = reach.blind.is_empty() && reach.expired.is_empty() && reach.doubled.is_empty();
+    let named = hosts.iter().chain(reach.whole.keys()).chain(reach.blind.iter().map(|one| &one.host));
+    let named: BTreeSet<HostId> = named.chain(&reach.expired).cloned().collect();
+    let nat =
+        hosts.iter().filter(|host| !by_manifest(host)).map(|host| nat_point(window, host, &facts.coverage)).collect();
     WindowCoverage {
         window,
-        complete: total > 0 && complete_points == total && !hosts_down && facts.unreadable == 0,
+        complete: total > 0 && complete_points == total && !hosts_down && facts.unreadable == 0 && all_there,
         points: total,
         complete_points,
-        hosts: hosts.into_iter().collect(),
+        hosts: named.into_iter().collect(),
         details: points,
         nat,
         ledger: extent,
         unreadable: facts.unreadable,
+        whole_hosts: reach.whole.len(),
+        blind: reach.blind.clone(),
+        expired: reach.expired.iter().cloned().collect(),
+        doubled: reach.doubled.iter().cloned().collect(),
+        newest_missing: reach.closed,
     }
 }
 
@@ -171,7 +204,7 @@ const fn is_blind(state: &CoverageState) -> bool {
 }
 
 /// The parts of the window outside every stretch (which come in order of their start).
-fn gaps(window: TimeRange, stretches: impl Iterator<Item = (Timestamp, Timestamp)>) -> Vec<TimeRange> {
+pub(super) fn gaps(window: TimeRange, stretches: impl Iterator<Item = (Timestamp, Timestamp)>) -> Vec<TimeRange> {
     let (mut gaps, mut seen) = (Vec::new(), None::<Timestamp>);
     for (from, to) in stretches {
         let known = seen.unwrap_or(window.from);

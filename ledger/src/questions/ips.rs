@@ -1,7 +1,7 @@
 //! *Which addresses did this VO (or this pilot of it) use?*
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -93,37 +93,89 @@ type Key = (IpAddr, AddressKind, HostId, DomainUuid);
 /// Answers the question from what the ledger gave.
 #[must_use]
 pub fn answer(question: &IpsQuestion, view: &View) -> IpsAnswer {
-    let of_pilot = payloads(question, view);
-    let instances: Vec<&Instance> = view
-        .facts
-        .instances
-        .iter()
-        .filter(|i| i.vo.as_ref() == Some(&question.vo))
-        .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
-        .filter(|i| question.pilot.is_none() || of_pilot.iter().any(|p| p.domain == i.domain && p.host == i.host))
-        .collect();
-    let mut rows: BTreeMap<Key, IpsRow> = BTreeMap::new();
-    for instance in &instances {
-        expect(instance, &of_pilot, &mut rows);
+    let mut collector = Collector::new(question, view);
+    view.flows.iter().for_each(|flow| collector.take(flow));
+    collector.finish()
+}
+
+/// Takes flows one by one: a VO has as many as it likes.
+pub(super) struct Collector<'a> {
+    question: &'a IpsQuestion,
+    view: &'a View,
+    instances: Vec<&'a Instance>,
+    /// By VM.
+    of_pilot: HashMap<(&'a HostId, DomainUuid), Vec<&'a Payload>>,
+    hidden: Index<'a>,
+    /// Translations that a flow showed.
+    shown: BTreeSet<usize>,
+    rows: BTreeMap<Key, IpsRow>,
+    unattributed_flows: u64,
+}
+
+impl<'a> Collector<'a> {
+    pub(super) fn new(question: &'a IpsQuestion, view: &'a View) -> Self {
+        let mut of_pilot: HashMap<_, Vec<&Payload>> = HashMap::new();
+        for payload in payloads(question, view) {
+            of_pilot.entry((&payload.host, payload.domain)).or_default().push(payload);
+        }
+        let instances: Vec<&Instance> = view
+            .facts
+            .instances
+            .iter()
+            .filter(|i| i.vo.as_ref() == Some(&question.vo))
+            .filter(|i| question.range.touches(i.start, i.end.map(|end| end.time)))
+            .filter(|i| question.pilot.is_none() || of_pilot.contains_key(&(&i.host, i.domain)))
+            .collect();
+        let mut rows = BTreeMap::new();
+        for instance in &instances {
+            let payloads = of_pilot.get(&(&instance.host, instance.domain));
+            expect(instance, payloads.map(Vec::as_slice).unwrap_or_default(), &mut rows);
+        }
+        let hidden = Index::new(&view.translations);
+        Self { question, view, instances, of_pilot, hidden, shown: BTreeSet::new(), rows, unattributed_flows: 0 }
     }
-    let mut unattributed_flows = 0;
-    let hidden = Index::new(&view.translations);
-    for flow in &view.flows {
-        match belongs(question, flow, view, &of_pilot) {
+
+    pub(super) fn take(&mut self, flow: &Flow) {
+        self.shown.extend(self.hidden.fitting(flow).map(|(number, _)| number));
+        match self.belongs(flow) {
             Belongs::Yes => {
-                count(flow, &mut rows);
-                told(flow, &hidden, &mut rows);
+                count(flow, &mut self.rows);
+                told(flow, &self.hidden, &mut self.rows);
             }
-            Belongs::Perhaps => unattributed_flows += 1,
+            Belongs::Perhaps => self.unattributed_flows += 1,
             Belongs::No => {}
         }
     }
-    if question.pilot.is_none() {
-        behind(&instances, view, &hidden, &mut rows);
+
+    pub(super) fn finish(mut self) -> IpsAnswer {
+        if self.question.pilot.is_none() {
+            behind(&self.instances, &self.shown, &self.hidden, &mut self.rows);
+        }
+        let (rows, view) = (self.rows, self.view);
+        let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
+        let coverage = coverage::summarise(self.question.range, &view.facts, view.extent, &shown, &view.reach);
+        IpsAnswer { rows: rows.into_values().collect(), unattributed_flows: self.unattributed_flows, coverage }
     }
-    let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
-    let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
-    IpsAnswer { rows: rows.into_values().collect(), unattributed_flows, coverage }
+
+    fn belongs(&self, flow: &Flow) -> Belongs {
+        // An address is a VM's own when it sends from it; what is sent to a group or to a neighbour's guess is not, nor is "none
+        // yet" (`::`, `0.0.0.0`).
+        if flow.sent_by_vm() == 0 || flow.local().0.is_unspecified() {
+            return Belongs::No;
+        }
+        if self.question.pilot.is_none() {
+            return Belongs::Yes;
+        }
+        let Some(of_vm) = self.of_pilot.get(&(&flow.host, flow.domain)) else { return Belongs::No };
+        let attribution = lease::standing(flow, &self.view.facts, TOLERANCE);
+        let is_one = |uid| of_vm.iter().any(|payload| payload.claim.uid == uid);
+        match attribution.payload {
+            Some(uid) if attribution.quality == Quality::ClaimedLate && is_one(uid) => Belongs::Perhaps,
+            Some(uid) if attribution.quality != Quality::ClaimedLate && is_one(uid) => Belongs::Yes,
+            None => Belongs::Perhaps,
+            Some(_) => Belongs::No,
+        }
+    }
 }
 
 /// The pilot's payloads in the range; without a pilot all payloads of the VO's VMs, for their IPv6 addresses.
@@ -140,31 +192,9 @@ enum Belongs {
     No,
 }
 
-fn belongs(question: &IpsQuestion, flow: &Flow, view: &View, of_pilot: &[&Payload]) -> Belongs {
-    // An address is a VM's own when it sends from it; what is sent to a group or to a neighbour's guess is not, nor is "none
-    // yet" (`::`, `0.0.0.0`).
-    if flow.sent_by_vm() == 0 || flow.local().0.is_unspecified() {
-        return Belongs::No;
-    }
-    if question.pilot.is_none() {
-        return Belongs::Yes;
-    }
-    let of_vm = |p: &&&Payload| p.domain == flow.domain && p.host == flow.host;
-    let attribution = lease::standing(flow, &view.facts, TOLERANCE);
-    match attribution.payload {
-        Some(uid) if attribution.quality == Quality::ClaimedLate => {
-            if of_pilot.iter().filter(of_vm).any(|p| p.claim.uid == uid) { Belongs::Perhaps } else { Belongs::No }
-        }
-        Some(uid) if of_pilot.iter().filter(of_vm).any(|p| p.claim.uid == uid) => Belongs::Yes,
-        None if of_pilot.iter().filter(of_vm).count() > 0 => Belongs::Perhaps,
-        _ => Belongs::No,
-    }
-}
-
 fn expect(instance: &Instance, payloads: &[&Payload], rows: &mut BTreeMap<Key, IpsRow>) {
     let given = instance.taps.iter().flat_map(|tap| tap.expected.iter().copied());
-    let of_vm = payloads.iter().filter(|p| p.domain == instance.domain && p.host == instance.host);
-    let leased = of_vm.flat_map(|p| &p.claim.leases).filter_map(|lease| match lease {
+    let leased = payloads.iter().flat_map(|p| &p.claim.leases).filter_map(|lease| match lease {
         Lease::Address(address) => Some(IpAddr::V6(*address)),
         Lease::Ports(_) => None,
     });
@@ -184,9 +214,7 @@ fn told(flow: &Flow, hidden: &Index<'_>, rows: &mut BTreeMap<Key, IpsRow>) {
 }
 
 /// Translations of addresses that the VMs were given, where no flow shows them.
-fn behind(instances: &[&Instance], view: &View, hidden: &Index<'_>, rows: &mut BTreeMap<Key, IpsRow>) {
-    let seen: BTreeSet<usize> =
-        view.flows.iter().flat_map(|flow| hidden.fitting(flow).map(|(number, _)| number)).collect();
+fn behind(instances: &[&Instance], seen: &BTreeSet<usize>, hidden: &Index<'_>, rows: &mut BTreeMap<Key, IpsRow>) {
     for (_, hidden) in hidden.iter().filter(|(number, _)| !seen.contains(number)) {
         for instance in instances.iter().filter(|instance| hidden.is_given_to(instance)) {
             let place = (&instance.id, instance.domain, &instance.host);

@@ -86,7 +86,7 @@ pub fn answer(question: &PilotsQuestion, range: TimeRange, view: &View) -> Pilot
         row.payloads.push(GuestClaims::new(payload));
     }
     let shown: BTreeSet<_> = rows.values().map(|row| (row.host.clone(), row.domain)).collect();
-    let coverage = coverage::summarise(range, &view.facts, view.extent, &shown);
+    let coverage = coverage::summarise(range, &view.facts, view.extent, &shown, &view.reach);
     PilotsAnswer { rows: rows.into_values().collect(), coverage: Some(coverage) }
 }
 

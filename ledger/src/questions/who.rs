@@ -13,8 +13,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use vestigo_model::{
-    Basis, Direction, DomainUuid, Expected, Flow, HostId, Instance, InstanceId, Learnt, Payload, PayloadUid, Quality,
-    Tap, TimeRange, Timestamp,
+    Basis, Direction, DomainUuid, Event, EventKind, Expected, Flow, HostId, Instance, InstanceId, Learnt, Payload,
+    PayloadUid, Quality, Tap, TimeRange, Timestamp,
 };
 
 use super::{
@@ -95,8 +95,31 @@ pub struct Candidate {
     /// How many there are.
     #[serde(default)]
     pub said_later_total: usize,
+    /// What the host recorded of the VM in the window as `spoofing` or `contradiction`, by time; at most a hundred.
+    #[serde(default)]
+    pub events: Vec<EventSeen>,
+    /// How many there are.
+    #[serde(default)]
+    pub events_total: usize,
     /// Contradictions and cautions.
     pub notes: Vec<String>,
+}
+
+/// An event of a VM, as an answer shows it. Members of `detail` may hold words of a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventSeen {
+    /// Host's clock.
+    pub time: Timestamp,
+    /// What.
+    pub what: EventKind,
+    /// Particulars.
+    pub detail: BTreeMap<String, String>,
+}
+
+impl EventSeen {
+    pub(crate) fn new(event: &Event) -> Self {
+        Self { time: event.time, what: event.what, detail: event.detail.clone() }
+    }
 }
 
 /// A VM that talked to the address.
@@ -174,7 +197,7 @@ pub fn answer(question: &WhoQuestion, view: &View) -> WhoAnswer {
     let seen_as_peer = if candidates.is_empty() { peers(question, view) } else { Vec::new() };
     let named = candidates.iter().map(|c| &c.host_facts).chain(&also_given);
     let shown: BTreeSet<_> = named.map(|facts| (facts.host.clone(), facts.domain)).collect();
-    let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown);
+    let coverage = coverage::summarise(question.range, &view.facts, view.extent, &shown, &view.reach);
     WhoAnswer {
         candidates,
         also_given,
@@ -276,6 +299,7 @@ fn candidate(question: &WhoQuestion, group: &Group<'_>, view: &View, elsewhere: 
     let asked = hull(&group.flows).filter(|_| group.payload.is_none());
     let ran = asked.map(|range| ran_then(&host_facts, range, view)).unwrap_or_default();
     let also_seen = elsewhere.also_seen(&group.flows);
+    let events = suspicious(&host_facts, question.range, view);
     let is_folded = |on: &MatchedOn| *on == MatchedOn::Folded;
     let (folded, plain): (Vec<_>, Vec<_>) = group.flows.iter().partition(|(_, on)| is_folded(on));
     Candidate {
@@ -293,9 +317,19 @@ fn candidate(question: &WhoQuestion, group: &Group<'_>, view: &View, elsewhere: 
         said_later_total: ran.later.len(),
         ran_then: shown(&ran.then),
         said_later: shown(&ran.later),
+        events_total: events.len(),
+        events: events.into_iter().take(SHOWN).map(EventSeen::new).collect(),
         notes,
         host_facts,
     }
+}
+
+/// Where the host saw two witnesses disagree about the VM, or the VM use addresses that were not its own.
+fn suspicious<'a>(facts: &HostFacts, range: TimeRange, view: &'a View) -> Vec<&'a Event> {
+    let of_vm = |event: &&Event| event.host == facts.host && event.domain == Some(facts.domain);
+    let kinds = [EventKind::Spoofing, EventKind::Contradiction];
+    let then = |event: &&Event| range.touches(event.time, Some(event.time));
+    view.facts.events.iter().filter(of_vm).filter(then).filter(|event| kinds.contains(&event.what)).collect()
 }
 
 pub(super) fn facts_of(instance: Option<&Instance>, flow: &Flow) -> HostFacts {
@@ -412,6 +446,7 @@ fn behind_only(instance: &Instance, hidden: &Hidden<'_>, question: &WhoQuestion,
 fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candidate {
     let host_facts = HostFacts::of_instance(instance);
     let ran = ran_then(&host_facts, question.range, view);
+    let events = suspicious(&host_facts, question.range, view);
     let unmapped = host_facts.vo.is_none().then(|| "the VM's tenant is mapped to no VO".to_owned());
     Candidate {
         flows: Vec::new(),
@@ -431,6 +466,8 @@ fn given_only(instance: &Instance, question: &WhoQuestion, view: &View) -> Candi
         said_later_total: ran.later.len(),
         ran_then: shown(&ran.then),
         said_later: shown(&ran.later),
+        events_total: events.len(),
+        events: events.into_iter().take(SHOWN).map(EventSeen::new).collect(),
         notes: unmapped.into_iter().collect(),
         host_facts,
     }

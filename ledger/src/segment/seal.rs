@@ -19,6 +19,7 @@ use super::{SegmentError, content::Content, tables};
 use crate::{
     durable,
     manifest::{self, FORMAT, FileEntry, Generations, Kind, Manifest, Sealed, VERSION},
+    sign::Signer,
 };
 
 /// Rows that can be skipped at once by their statistics and bloom filters.
@@ -44,6 +45,7 @@ pub(crate) struct Order<'a> {
     pub(crate) previous: Digest,
     pub(crate) wal: Generations,
     pub(crate) now: Timestamp,
+    pub(crate) signer: Option<&'a Signer>,
 }
 
 /// Writes the segment. `step` is called before every durable step: tests crash there.
@@ -62,7 +64,7 @@ pub(crate) fn write(
     let mut files = Vec::new();
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::People) {
         step(kind.as_str())?;
-        files.push(write_file(&folder, &segment, kind, content)?);
+        files.push(write_file(&folder, &segment, (kind, order.sequence), content)?);
     }
     step("manifest")?;
     let manifest = Manifest {
@@ -85,12 +87,19 @@ pub(crate) fn write(
         losses: content.losses,
         previous: order.previous,
     };
-    Ok(manifest::write(&folder, manifest)?)
+    Ok(manifest::write(&folder, manifest, order.signer)?)
 }
 
-fn write_file(folder: &Path, segment: &str, kind: Kind, content: &Content) -> Result<FileEntry, SegmentError> {
+fn write_file(
+    folder: &Path,
+    segment: &str,
+    (kind, sequence): (Kind, u64),
+    content: &Content,
+) -> Result<FileEntry, SegmentError> {
     let encode = |source| SegmentError::Encode { kind, source };
     let batch = tables::build(kind, content).map_err(|error| encode(error.into()))?;
+    let batch = super::rows::numbered(&batch, sequence).map_err(|error| encode(error.into()))?;
+    let rows = super::rows_digest(kind, &batch).map_err(|error| encode(error.into()))?;
     let bytes = encode_parquet(kind, &batch).map_err(encode)?;
     let name = format!("{segment}-{kind}.parquet");
     durable::write_file(&folder.join(&name), &bytes)?;
@@ -100,11 +109,11 @@ fn write_file(folder: &Path, segment: &str, kind: Kind, content: &Content) -> Re
         rows: u64::try_from(batch.num_rows()).unwrap_or(u64::MAX),
         bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         sha256: Digest::of(&bytes),
-        rows_sha256: None,
+        rows_sha256: Some(rows),
     })
 }
 
-fn encode_parquet(kind: Kind, batch: &RecordBatch) -> Result<Vec<u8>, ParquetError> {
+pub(crate) fn encode_parquet(kind: Kind, batch: &RecordBatch) -> Result<Vec<u8>, ParquetError> {
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties(kind, batch)?))?;
     writer.write(batch)?;

@@ -51,7 +51,7 @@ pub enum Put {
     Exists,
 }
 
-/// An object's name: components of letters, digits and `. _ - %`, none of them hidden, so that it is one and the same as
+/// An object's name: components of letters, digits and `. _ - % =`, none of them hidden, so that it is one and the same as
 /// a path under a folder and as a key in a bucket, and cannot lead out of either.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
@@ -64,7 +64,7 @@ impl Key {
             !part.is_empty()
                 && part.len() <= 200
                 && !part.starts_with('.')
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-%".contains(&b))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-%=".contains(&b))
         };
         if text.len() <= 800 && text.split('/').all(good) { Ok(Self(text)) } else { Err(VaultError::Key(text)) }
     }
@@ -161,7 +161,7 @@ impl Url {
         }
         let prefix = prefix.trim_matches('/');
         if !prefix.is_empty() && Key::new(prefix).is_err() {
-            return Err(bad("its prefix is not made of letters, digits and . _ - %"));
+            return Err(bad("its prefix is not made of letters, digits and . _ - % ="));
         }
         Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }

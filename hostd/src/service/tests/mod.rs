@@ -146,7 +146,7 @@ async fn the_vms_own_leases_outlive_hostd_and_not_the_boot() {
     let summary = crate::payloads::FromLedger(root.path().join("ledger"));
     let named = crate::pin::Payloads::payloads(&summary, &facts.instances[0]);
     assert_eq!(named.iter().map(|payload| payload.uid).collect::<Vec<_>>(), [run(3)], "people, not the VM itself");
-    let ledger = vestigo_ledger::Ledger::open(&[root.path().join("ledger")]).unwrap();
+    let ledger = vestigo_ledger::Ledger::open_folders(&[root.path().join("ledger")]).unwrap();
     let range = TimeRange::around(SystemClock.now(), LEASE_REST);
     let flows = ledger.flows(&vestigo_ledger::FlowFilter { range, ip: None, vo: None }).unwrap();
     let of_system = flows.iter().find(|flow| flow.orig_port == 1030).unwrap();

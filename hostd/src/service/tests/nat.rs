@@ -26,7 +26,7 @@ async fn records_carry_what_the_world_saw_and_what_they_lack_is_an_event() {
     assert_eq!((told.len(), told[0].why.as_str(), told[0].reply.1.1), (1, "late", 61_031));
     let off = facts.coverage.iter().filter(|one| matches!(one.state, CoverageState::NatUnseen { .. }));
     assert!(off.count() > 0, "nobody follows the kernel in this test");
-    let ledger = vestigo_ledger::Ledger::open(&[root.path().join("ledger")]).unwrap();
+    let ledger = vestigo_ledger::Ledger::open_folders(&[root.path().join("ledger")]).unwrap();
     let range = TimeRange::around(SystemClock.now(), LEASE_REST);
     let flows = ledger.flows(&vestigo_ledger::FlowFilter { range, ip: None, vo: None }).unwrap();
     let mut ports: Vec<_> = flows.iter().map(|flow| (flow.orig_port, flow.post_nat.map(|nat| nat.port))).collect();

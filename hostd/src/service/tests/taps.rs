@@ -10,7 +10,7 @@ use self::net::{Sender, ip, isolated, udp};
 use super::*;
 
 fn flows(root: &std::path::Path) -> Vec<Flow> {
-    let ledger = vestigo_ledger::Ledger::open(&[root.join("ledger")]).unwrap();
+    let ledger = vestigo_ledger::Ledger::open_folders(&[root.join("ledger")]).unwrap();
     let range = TimeRange::around(SystemClock.now(), LEASE_REST);
     ledger.flows(&FlowFilter { range, ip: None, vo: None }).unwrap()
 }

@@ -134,7 +134,7 @@ impl Host {
         self.service.await.unwrap().unwrap();
         self.ledger.join().unwrap();
         let all = TimeRange::new(Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX)).unwrap();
-        let ledger = Ledger::open(&[root.join("ledger")]).unwrap();
+        let ledger = Ledger::open_folders(&[root.join("ledger")]).unwrap();
         let flows = vestigo_ledger::FlowFilter { range: all, ip: None, vo: None };
         (ledger.facts(all).unwrap(), ledger.flows(&flows).unwrap())
     }
