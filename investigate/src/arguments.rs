@@ -3,18 +3,14 @@
 pub mod flows;
 mod values;
 
-use std::{
-    net::IpAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vestigo_model::{InstanceId, Label, PayloadUid, PilotId, TimeRange, Timestamp, Vo};
 
+pub use self::values::network;
 pub use self::values::protocol_word;
 use self::values::{Peer, duration, peer, protocol};
-pub use self::values::network;
 use crate::exit::Usage;
 
 const EXIT_CODES: &str = "\

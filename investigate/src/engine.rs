@@ -12,11 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, anyhow};
 use datafusion::{
     error::DataFusionError,
-    execution::{
-        disk_manager::DiskManagerBuilder,
-        memory_pool::FairSpillPool,
-        runtime_env::RuntimeEnvBuilder,
-    },
+    execution::{disk_manager::DiskManagerBuilder, memory_pool::FairSpillPool, runtime_env::RuntimeEnvBuilder},
     prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext},
     sql::{
         parser::{DFParser, Statement},
@@ -75,8 +71,7 @@ impl Engine {
     /// [`Usage`]: it is something else, or makes no sense over the views.
     pub fn select(&self, query: &str) -> Result<DataFrame> {
         only_reads(query)?;
-        let options =
-            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let planned = self.runtime.block_on(self.context.sql_with_options(query, options));
         planned.map_err(|error| self.explain(error))
     }
@@ -93,7 +88,11 @@ impl Engine {
     ///
     /// # Errors
     /// A segment cannot be read, the memory does not do, or `take` fails.
-    pub fn run(&self, frame: DataFrame, mut take: impl FnMut(&datafusion::arrow::array::RecordBatch) -> Result<()>) -> Result<()> {
+    pub fn run(
+        &self,
+        frame: DataFrame,
+        mut take: impl FnMut(&datafusion::arrow::array::RecordBatch) -> Result<()>,
+    ) -> Result<()> {
         use futures::StreamExt as _;
         self.runtime.block_on(async {
             let mut batches = frame.execute_stream().await.map_err(|error| self.explain(error))?;
@@ -114,7 +113,10 @@ impl Engine {
                  vestigo.toml",
                 self.settings.memory_mib
             ),
-            DataFusionError::SQL(..) | DataFusionError::Plan(_) | DataFusionError::SchemaError(..) | DataFusionError::Diagnostic(..)
+            DataFusionError::SQL(..)
+            | DataFusionError::Plan(_)
+            | DataFusionError::SchemaError(..)
+            | DataFusionError::Diagnostic(..)
             | DataFusionError::NotImplemented(_) => Usage(format!(
                 "{text}; `vestigo sql 'SHOW TABLES'` and `vestigo sql 'DESCRIBE flows'` show what can be asked"
             ))
@@ -153,7 +155,9 @@ mod tests {
 
     #[test]
     fn only_what_reads_passes() {
-        for query in ["SELECT 1", "WITH a AS (SELECT 1) SELECT * FROM a", "EXPLAIN SELECT 1", "SHOW TABLES", "DESCRIBE flows"] {
+        for query in
+            ["SELECT 1", "WITH a AS (SELECT 1) SELECT * FROM a", "EXPLAIN SELECT 1", "SHOW TABLES", "DESCRIBE flows"]
+        {
             assert!(only_reads(query).is_ok(), "{query}");
         }
         for query in [

@@ -2,11 +2,7 @@
 
 mod s3;
 
-use std::{
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc};
 
 use anyhow::Result;
 use quarantine::vault::{S3Vault, Url};

@@ -112,8 +112,9 @@ impl Settings {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text, &path),
             Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error)
-                .with_context(|| format!("Cannot read the configuration {}; check --config", path.display())),
+            Err(error) => {
+                Err(error).with_context(|| format!("Cannot read the configuration {}; check --config", path.display()))
+            }
         }
     }
 

@@ -21,9 +21,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vestigo_model::{Digest, HostId};
 
-use self::{files::Files, finding::Findings};
 pub use self::finding::{Finding, What};
 pub(crate) use self::rows::group;
+use self::{files::Files, finding::Findings};
 use crate::{error::LedgerError, log, sign::signers::Signers};
 
 /// How thoroughly.
@@ -72,11 +72,7 @@ pub struct HostReport {
 ///
 /// # Errors
 /// [`LedgerError::NotALedger`], or a folder or file that may not be read. What is *wrong* is no error but a finding.
-pub fn verify(
-    roots: &[PathBuf],
-    options: &VerifyOptions,
-    done: &mut dyn FnMut(u64),
-) -> Result<Report, LedgerError> {
+pub fn verify(roots: &[PathBuf], options: &VerifyOptions, done: &mut dyn FnMut(u64)) -> Result<Report, LedgerError> {
     for root in roots {
         let looks_like_one = log::folder(root).is_dir() || !crate::manifest::folders(root, None)?.is_empty();
         if !looks_like_one {

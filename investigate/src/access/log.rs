@@ -139,8 +139,13 @@ pub fn read(path: &Path, head: Option<&str>, mut visit: impl FnMut(u64, Entry)) 
     let at = |source| LogError::File { doing: "read", path: path.to_owned(), source };
     let mut lines = BufReader::new(fs::File::open(path).map_err(at)?);
     let mut previous = Digest::ZERO.to_string();
-    let mut checked =
-        Checked { lines: 0, head: previous.clone(), holds: head.map(|_| false), findings: Vec::new(), more_findings: 0 };
+    let mut checked = Checked {
+        lines: 0,
+        head: previous.clone(),
+        holds: head.map(|_| false),
+        findings: Vec::new(),
+        more_findings: 0,
+    };
     // A line that is no entry: whether a crash left it so, the next one knows.
     let mut odd = false;
     loop {
@@ -188,7 +193,9 @@ impl Checked {
     /// Whether all is as it was written.
     pub fn whole(&self) -> bool {
         // A crash is no forgery: what it left unfinished was never answered, and the chain goes on over it.
-        self.holds != Some(false) && self.findings.iter().all(|found| found.what == "unfinished") && self.more_findings == 0
+        self.holds != Some(false)
+            && self.findings.iter().all(|found| found.what == "unfinished")
+            && self.more_findings == 0
     }
 }
 
@@ -202,7 +209,17 @@ mod tests {
         let who = Who { uid: 0, user: None, login_uid: None, login: None, sudo_user: None };
         let (time, host) = ("2026-11-22T14:03:22Z".parse().unwrap(), "desk".to_owned());
         let (case, reason) = (Some("C-1".to_owned()), Some(reason.to_owned()));
-        Entry { time, host, who, case, reason, command: vec!["who".to_owned()], found: Some(1), exit: 0, previous: String::new() }
+        Entry {
+            time,
+            host,
+            who,
+            case,
+            reason,
+            command: vec!["who".to_owned()],
+            found: Some(1),
+            exit: 0,
+            previous: String::new(),
+        }
     }
 
     fn log(folder: &Path) -> PathBuf {
@@ -262,7 +279,10 @@ mod tests {
         assert!(checked.whole() && checked.findings == [Finding { line: 3, what: "unfinished" }], "{checked:?}");
         append(&path, entry("four")).unwrap();
         let checked = check(&path);
-        assert_eq!((checked.lines, checked.findings.as_slice()), (4, [Finding { line: 3, what: "unfinished" }].as_slice()));
+        assert_eq!(
+            (checked.lines, checked.findings.as_slice()),
+            (4, [Finding { line: 3, what: "unfinished" }].as_slice())
+        );
         assert!(checked.whole());
     }
 

@@ -1,5 +1,7 @@
 //! `vestigo access`: the record of questions, and whether it is as it was written.
 
+use std::collections::VecDeque;
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -37,37 +39,48 @@ struct Verdict<'a> {
 pub fn run(arguments: &AccessLog) -> Result<Output> {
     let settings = Settings::load(arguments.config.as_deref())?;
     let path = arguments.log.clone().unwrap_or(settings.access.log);
-    let (mut text, mut found) = (String::new(), 0);
-    let mut table = render::table(&["LINE", "TIME", "WHO", "CASE", "REASON", "QUESTION", "FOUND", "EXIT"]);
+    let (mut last, mut found) = (VecDeque::new(), 0);
     let checked = log::read(&path, arguments.head.as_deref(), |line, entry| {
-        if !wanted(arguments, &entry) {
-            return;
-        }
-        found += 1;
-        if arguments.json {
-            let line = Line { version: JSON_VERSION, kind: "access", line, entry: &entry };
-            text.push_str(&safe_json(&serde_json::to_string(&line).unwrap_or_default()));
-            text.push('\n');
-        } else {
-            table.add_row(row(line, &entry));
+        if wanted(arguments, &entry) {
+            found += 1;
+            last.push_back((line, entry));
+            if last.len() > arguments.limit {
+                last.pop_front();
+            }
         }
     })?;
-    if arguments.json {
-        let verdict = Verdict { version: JSON_VERSION, kind: "access-check", whole: checked.whole(), checked: &checked };
-        text.push_str(&(serde_json::to_string(&verdict)? + "\n"));
-    } else {
-        if found > 0 {
-            text.push_str(&render::table_text(&table));
-            text.push('\n');
-        }
-        text.push_str(&verdict(&checked));
-    }
+    let text = if arguments.json { json(&last, &checked)? } else { text(&last, found, &checked) };
     let exit = match (arguments.verify || arguments.head.is_some(), checked.whole(), found) {
         (true, false, _) => Exit::Broken,
         (_, _, 0) => Exit::Nothing,
         _ => Exit::Found,
     };
     Ok(Output { body: Body::Text(text), exit, found: Some(found) })
+}
+
+fn json(last: &VecDeque<(u64, Entry)>, checked: &Checked) -> Result<String> {
+    let mut text = String::new();
+    for (line, entry) in last {
+        let line = Line { version: JSON_VERSION, kind: "access", line: *line, entry };
+        text.push_str(&safe_json(&serde_json::to_string(&line)?));
+        text.push('\n');
+    }
+    let verdict = Verdict { version: JSON_VERSION, kind: "access-check", whole: checked.whole(), checked };
+    text.push_str(&(serde_json::to_string(&verdict)? + "\n"));
+    Ok(text)
+}
+
+fn text(last: &VecDeque<(u64, Entry)>, found: u64, checked: &Checked) -> String {
+    let mut text = String::new();
+    if !last.is_empty() {
+        let mut table = render::table(&["LINE", "TIME", "WHO", "CASE", "REASON", "QUESTION", "FOUND", "EXIT"]);
+        for (line, entry) in last {
+            table.add_row(row(*line, entry));
+        }
+        text.push_str(&render::table_text(&table));
+        text.push_str(&format!("{} of {found} questions\n\n", last.len()));
+    }
+    text + &verdict(checked)
 }
 
 fn wanted(arguments: &AccessLog, entry: &Entry) -> bool {
@@ -107,7 +120,9 @@ fn verdict(checked: &Checked) -> String {
         text.push_str(&format!("{} more findings are not listed.\n", checked.more_findings));
     }
     if checked.holds == Some(false) {
-        text.push_str("No line has the digest given with --head: lines were cut off at the end, or all was written anew.\n");
+        text.push_str(
+            "No line has the digest given with --head: lines were cut off at the end, or all was written anew.\n",
+        );
     }
     let (lines, head) = (checked.lines, &checked.head);
     let state = if checked.whole() { "whole" } else { "NOT as it was written" };

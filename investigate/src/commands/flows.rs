@@ -76,7 +76,9 @@ pub fn run(arguments: &Flows, desk: &Desk) -> Result<Output> {
 /// The window whose coverage the answer carries: what was asked for, within what the ledgers speak of.
 fn window(filter: &Filter, ledger: &Ledger) -> Result<Option<TimeRange>> {
     let asked = open_range(filter.from, filter.to)?;
-    let Some(extent) = ledger.extent()? else { return Ok(asked.filter(|_| filter.from.is_some() && filter.to.is_some())) };
+    let Some(extent) = ledger.extent()? else {
+        return Ok(asked.filter(|_| filter.from.is_some() && filter.to.is_some()));
+    };
     let (from, to) = (filter.from.unwrap_or(extent.from), filter.to.unwrap_or(extent.to));
     Ok(TimeRange::new(from, to).or(asked))
 }
@@ -95,7 +97,12 @@ fn plan(arguments: &Flows, engine: &Engine) -> Result<DataFrame> {
     let expression = |text: &str| frame.parse_sql_expr(text);
     let mut groups = Vec::new();
     for by in &arguments.sum {
-        groups.extend(columns(*by).iter().map(|(name, text)| Ok(expression(text)?.alias(*name))).collect::<Result<Vec<Expr>>>()?);
+        groups.extend(
+            columns(*by)
+                .iter()
+                .map(|(name, text)| Ok(expression(text)?.alias(*name)))
+                .collect::<Result<Vec<Expr>>>()?,
+        );
     }
     let sums = vec![
         count(lit(1)).alias("flows"),
@@ -191,7 +198,17 @@ fn conditions(filter: &Filter) -> Vec<String> {
 
 /// Columns of a flow shown to the eye; `--json` has all.
 const SHOWN: [&str; 12] = [
-    "first", "vo", "instance", "proto", "orig_ip", "orig_port", "resp_ip", "resp_port", "orig_bytes", "resp_bytes", "quality",
+    "first",
+    "vo",
+    "instance",
+    "proto",
+    "orig_ip",
+    "orig_port",
+    "resp_ip",
+    "resp_port",
+    "orig_bytes",
+    "resp_bytes",
+    "quality",
     "payload",
 ];
 

@@ -1,9 +1,7 @@
 //! `vestigo ips`.
 
 use anyhow::Result;
-use vestigo_ledger::{
-    questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow},
-};
+use vestigo_ledger::questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow};
 
 use super::{Body, Desk, Output, count, exit, json};
 use crate::{
@@ -19,9 +17,14 @@ pub fn run(arguments: &Ips, desk: &Desk) -> Result<Output> {
         pilot: arguments.pilot.clone(),
     };
     let answer = desk.ledger()?.ips(&question)?;
-    let text = if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, desk.style) };
+    let text =
+        if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.rows.is_empty();
-    Ok(Output { body: Body::Text(text), found: Some(count(answer.rows.len())), exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.rows.len())),
+        exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage),
+    })
 }
 
 fn text(question: &IpsQuestion, answer: &IpsAnswer, style: Style) -> String {

@@ -1,10 +1,7 @@
 //! `vestigo pilots`.
 
 use anyhow::Result;
-use vestigo_ledger::{
-    questions::pilots::{PilotsAnswer, PilotsQuestion, PilotsRow},
-};
-use vestigo_model::Timestamp;
+use vestigo_ledger::questions::pilots::{PilotsAnswer, PilotsQuestion, PilotsRow};
 
 use super::{Body, Desk, Output, count, exit, json};
 use crate::{
@@ -26,7 +23,11 @@ pub fn run(arguments: &Pilots, desk: &Desk) -> Result<Output> {
     let text =
         if arguments.common.json { json("pilots", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.rows.is_empty();
-    Ok(Output { body: Body::Text(text), found: Some(count(answer.rows.len())), exit: exit(found, answer.coverage.as_ref(), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.rows.len())),
+        exit: exit(found, answer.coverage.as_ref(), arguments.common.require_coverage),
+    })
 }
 
 fn clip(

@@ -24,8 +24,11 @@ pub fn run(arguments: &Timeline, desk: &Desk) -> Result<Output> {
     };
     let question = TimelineQuestion { subject, range: range(arguments.from, arguments.to)? };
     let answer = desk.ledger()?.timeline(&question)?;
-    let text =
-        if arguments.common.json { json("timeline", &question, &answer)? } else { text(&question, &answer, desk.style) };
+    let text = if arguments.common.json {
+        json("timeline", &question, &answer)?
+    } else {
+        text(&question, &answer, desk.style)
+    };
     let found = !answer.moments.is_empty() || !answer.flows.is_empty();
     let exit = exit(found, Some(&answer.coverage), arguments.common.require_coverage);
     Ok(Output { body: Body::Text(text), exit, found: Some(count(answer.moments_total)) })
@@ -62,8 +65,12 @@ fn happening(what: &Happening, style: Style) -> String {
     match what {
         Happening::InstanceStarted { host_facts } => format!("{} began: {}", style.host("host"), vm(host_facts)),
         Happening::InstanceEnded { host_facts } => format!("{} ended: {}", style.host("host"), vm(host_facts)),
-        Happening::PayloadStarted { guest_claims } => format!("{} run began: {}", style.guest("guest"), run_of(guest_claims)),
-        Happening::PayloadEnded { guest_claims } => format!("{} run ended: {}", style.guest("guest"), run_of(guest_claims)),
+        Happening::PayloadStarted { guest_claims } => {
+            format!("{} run began: {}", style.guest("guest"), run_of(guest_claims))
+        }
+        Happening::PayloadEnded { guest_claims } => {
+            format!("{} run ended: {}", style.guest("guest"), run_of(guest_claims))
+        }
         Happening::PayloadContradicted { guest_claims } => {
             format!("{} contradicts itself: {}", style.guest("guest"), run_of(guest_claims))
         }
@@ -77,10 +84,12 @@ fn vm(facts: &HostFacts) -> String {
 
 fn run_of(claims: &GuestClaims) -> String {
     let (user, pilot, id, run) = (&claims.user, &claims.pilot, &claims.payload_id, claims.payload);
-    safe(&parts::own_traffic(claims.holder).map_or_else(
-        || format!("{user}, pilot {pilot}, payload {id} (run {run})"),
-        |own| format!("{own} (run {run})"),
-    ))
+    safe(
+        &parts::own_traffic(claims.holder).map_or_else(
+            || format!("{user}, pilot {pilot}, payload {id} (run {run})"),
+            |own| format!("{own} (run {run})"),
+        ),
+    )
 }
 
 fn sums(flows: &[FlowSum]) -> String {

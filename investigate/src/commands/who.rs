@@ -3,12 +3,10 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use vestigo_ledger::{
-    questions::{
-        flooded::Flooded,
-        parts::{GuestClaims, MatchedOn},
-        who::{Candidate, WhoAnswer, WhoQuestion},
-    },
+use vestigo_ledger::questions::{
+    flooded::Flooded,
+    parts::{GuestClaims, MatchedOn},
+    who::{Candidate, WhoAnswer, WhoQuestion},
 };
 use vestigo_model::{Quality, TimeRange};
 
@@ -32,9 +30,14 @@ pub fn run(arguments: &Who, desk: &Desk) -> Result<Output> {
         instance: arguments.instance.clone(),
     };
     let answer = desk.ledger()?.who(&question)?;
-    let text = if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, desk.style) };
+    let text =
+        if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.candidates.is_empty();
-    Ok(Output { body: Body::Text(text), found: Some(count(answer.candidates.len())), exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.candidates.len())),
+        exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage),
+    })
 }
 
 fn asked(question: &WhoQuestion) -> String {

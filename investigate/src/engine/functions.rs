@@ -4,14 +4,12 @@ use std::{net::IpAddr, sync::Arc};
 
 use datafusion::{
     arrow::{
-        array::{Array, ArrayRef, AsArray, BooleanArray, StringArray},
+        array::{ArrayRef, AsArray, BooleanArray, StringArray},
         compute::cast,
         datatypes::DataType,
     },
     common::{Result, exec_datafusion_err, plan_err},
-    logical_expr::{
-        ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
-    },
+    logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility},
     prelude::SessionContext,
 };
 use vestigo_model::Digest;
@@ -27,11 +25,6 @@ pub(super) fn register(context: &SessionContext) {
 fn udf(function: Function) -> ScalarUDF {
     let signature = Signature::one_of(vec![TypeSignature::Any(function.takes())], Volatility::Immutable);
     ScalarUDF::new_from_impl(Named { function, signature })
-}
-
-/// `in_net`, for expressions that are not SQL text.
-pub(crate) fn in_net() -> ScalarUDF {
-    udf(Function::InNet)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,7 +77,9 @@ impl ScalarUDFImpl for Named {
         let column = |number: usize| columns.get(number).ok_or_else(|| exec_datafusion_err!("an argument is missing"));
         let found: ArrayRef = match self.function {
             Function::InNet => Arc::new(nets(&text(column(0)?)?, &text(column(1)?)?)?),
-            Function::WhatWasSaid => Arc::new(text(column(0)?)?.iter().map(|record| record.map(said)).collect::<StringArray>()),
+            Function::WhatWasSaid => {
+                Arc::new(text(column(0)?)?.iter().map(|record| record.map(said)).collect::<StringArray>())
+            }
         };
         Ok(ColumnarValue::Array(found))
     }
@@ -118,6 +113,7 @@ fn said(record: &str) -> String {
     let Ok(value) = serde_json::from_str::<serde_json::Value>(record) else { return String::new() };
     let fact = value.get("fact").filter(|fact| fact.is_object()).unwrap_or(&value);
     let payload = fact.get("payload").filter(|payload| payload.is_object()).unwrap_or(fact);
-    let parts = ["received", "claimed", "claim"].map(|name| payload.get(name).map(ToString::to_string).unwrap_or_default());
+    let parts =
+        ["received", "claimed", "claim"].map(|name| payload.get(name).map(ToString::to_string).unwrap_or_default());
     Digest::of(parts.join("\n").as_bytes()).to_string()
 }

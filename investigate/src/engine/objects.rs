@@ -1,16 +1,21 @@
 //! A ledger's store as the engine wants it: reads of ranges, and nothing else.
 
-use std::{collections::HashMap, fmt, ops::Range, sync::{Arc, PoisonError, RwLock}};
+use std::{
+    collections::HashMap,
+    fmt,
+    ops::Range,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use datafusion::object_store::{
+    Attributes, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
+    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
+};
 use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
-};
-use object_store::{
-    Attributes, CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult, MultipartUpload,
-    ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, path::Path,
 };
 use vestigo_ledger::Store;
 
@@ -41,7 +46,7 @@ impl Objects {
     async fn range(&self, path: &Path, range: Range<u64>) -> Result<Bytes> {
         let (store, name) = (Arc::clone(&self.store), path.to_string());
         let read = tokio::task::spawn_blocking(move || store.read_range(&name, range)).await;
-        read.map_err(|source| Error::JoinError { source })?
+        read.map_err(|source| Error::Generic { store: "ledger", source: Box::new(source) })?
             .map_err(|error| Error::Generic { store: "ledger", source: Box::new(error) })
     }
 }
@@ -53,7 +58,10 @@ impl fmt::Display for Objects {
 }
 
 fn refused<T>(operation: &str) -> Result<T> {
-    Err(Error::NotImplemented { operation: operation.to_owned(), implementer: "a ledger, which is only read".to_owned() })
+    Err(Error::NotImplemented {
+        operation: operation.to_owned(),
+        implementer: "a ledger, which is only read".to_owned(),
+    })
 }
 
 #[async_trait]
@@ -68,7 +76,8 @@ impl ObjectStore for Objects {
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         let size = self.size(path)?;
-        let meta = ObjectMeta { location: path.clone(), last_modified: Default::default(), size, e_tag: None, version: None };
+        let meta =
+            ObjectMeta { location: path.clone(), last_modified: Default::default(), size, e_tag: None, version: None };
         let range = match options.range {
             None => 0..size,
             Some(GetRange::Bounded(range)) => range.start.min(size)..range.end.min(size),
@@ -77,7 +86,7 @@ impl ObjectStore for Objects {
         };
         let bytes = if options.head { Bytes::new() } else { self.range(path, range.clone()).await? };
         let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
-        Ok(GetResult { payload, meta, range, attributes: Attributes::new(), extensions: Default::default() })
+        Ok(GetResult { payload, meta, range, attributes: Attributes::new() })
     }
 
     fn delete_stream(&self, _: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

@@ -1,18 +1,25 @@
 //! Rows as text: for the eye, as JSON Lines, as CSV. What comes from a ledger is escaped.
 
-use std::{fmt::Write as _, fs::File, io::{BufWriter, Seek as _, Write as _}};
+use std::{
+    fmt::Write as _,
+    fs::File,
+    io::{BufWriter, Seek as _, Write as _},
+};
 
 use anyhow::{Context as _, Result};
 use datafusion::arrow::{
     array::{Array, ArrayRef, AsArray as _, RecordBatch},
-    datatypes::{DataType, Float64Type, Int64Type, SchemaRef, TimeUnit, TimestampNanosecondType, UInt64Type},
     compute::cast,
+    datatypes::{DataType, Float64Type, Int64Type, SchemaRef, TimeUnit, TimestampNanosecondType, UInt64Type},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use serde_json::{Map, Value};
 use vestigo_model::Timestamp;
 
-use crate::{arguments::Format, render::{self, safe, safe_json}};
+use crate::{
+    arguments::Format,
+    render::{self, safe, safe_json},
+};
 
 /// Rows shown in a table for the eye; more are told, and printed by the other formats.
 const SHOWN: u64 = 10_000;
@@ -30,9 +37,8 @@ pub fn value(column: &ArrayRef, row: usize) -> Value {
         DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64 => {
             cast(column, &DataType::Int64).map_or(Value::Null, |of| of.as_primitive::<Int64Type>().value(row).into())
         }
-        DataType::Float32 | DataType::Float64 => {
-            cast(column, &DataType::Float64).map_or(Value::Null, |of| of.as_primitive::<Float64Type>().value(row).into())
-        }
+        DataType::Float32 | DataType::Float64 => cast(column, &DataType::Float64)
+            .map_or(Value::Null, |of| of.as_primitive::<Float64Type>().value(row).into()),
         DataType::Timestamp(TimeUnit::Nanosecond, _) => {
             Timestamp::from_nanos(column.as_primitive::<TimestampNanosecondType>().value(row)).to_string().into()
         }
@@ -77,7 +83,8 @@ impl Printer {
     /// # Errors
     /// There is no room for temporary files.
     pub fn new(format: Format, schema: &SchemaRef) -> Result<Self> {
-        let file = tempfile::tempfile().context("Cannot make a temporary file; set TMPDIR to a folder that can be written")?;
+        let file =
+            tempfile::tempfile().context("Cannot make a temporary file; set TMPDIR to a folder that can be written")?;
         let names: Vec<String> = schema.fields().iter().map(|field| safe(field.name())).collect();
         let header: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut printer = Self { format, file: BufWriter::new(file), table: render::table(&header), names, rows: 0 };
@@ -104,7 +111,8 @@ impl Printer {
                     writeln!(self.file, "{}", safe_json(&Value::Object(object(batch, row)).to_string()))?;
                 }
                 Format::Csv => {
-                    let cells: Vec<String> = batch.columns().iter().map(|column| quoted(&words(&value(column, row)))).collect();
+                    let cells: Vec<String> =
+                        batch.columns().iter().map(|column| quoted(&words(&value(column, row)))).collect();
                     writeln!(self.file, "{}", cells.join(","))?;
                 }
             }
@@ -120,7 +128,8 @@ impl Printer {
         if self.format == Format::Table {
             let mut text = render::table_text(&self.table);
             if self.rows > SHOWN {
-                let _ = writeln!(text, "The first {SHOWN} of {} rows are shown; --format csv or jsonl has all.", self.rows);
+                let _ =
+                    writeln!(text, "The first {SHOWN} of {} rows are shown; --format csv or jsonl has all.", self.rows);
             }
             self.file.write_all(text.as_bytes())?;
         }

@@ -1,11 +1,18 @@
 //! A table of the ledgers: the files of the segments that can hold what is asked for, and the rows of the live logs.
 
-use std::{collections::BTreeMap, fmt, sync::{Arc, Mutex, PoisonError}};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use datafusion::{
     arrow::datatypes::SchemaRef,
-    catalog::{Session, TableProvider, memory::{DataSourceExec, MemorySourceConfig}},
+    catalog::{
+        Session, TableProvider,
+        memory::{DataSourceExec, MemorySourceConfig},
+    },
     common::{DFSchema, Result, exec_datafusion_err},
     datasource::{
         TableType,
@@ -89,7 +96,8 @@ impl LedgerTable {
             let files = files.into_iter().map(|file| PartitionedFile::new(file.path, file.bytes)).collect();
             let groups = FileGroup::new(files).split_files(state.config().target_partitions().max(1));
             let mut source = ParquetSource::new(Arc::clone(&self.schema))
-                .with_table_parquet_options(state.config().options().execution.parquet.clone().into_table())
+                .with_pushdown_filters(true)
+                .with_reorder_filters(true)
                 .with_metadata_size_hint(64 << 10);
             if let Some(condition) = conjunction(filters.to_vec()) {
                 let schema = DFSchema::try_from(Arc::clone(&self.schema))?;
@@ -123,12 +131,14 @@ impl TableProvider for LedgerTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let (ledger, kind, range, hints) = (Arc::clone(&self.ledger), self.kind, self.range(filters), hints::of(filters));
+        let (ledger, kind, range, hints) =
+            (Arc::clone(&self.ledger), self.kind, self.range(filters), hints::of(filters));
         let read = tokio::task::spawn_blocking(move || {
             let files = ledger.tables(kind, range, &hints)?;
             Ok((files, rows::of_live(kind, ledger.live_rows(range)?)?))
         });
-        let read: std::result::Result<_, vestigo_ledger::LedgerError> = read.await.map_err(|error| exec_datafusion_err!("{error}"))?;
+        let read: std::result::Result<_, vestigo_ledger::LedgerError> =
+            read.await.map_err(|error| exec_datafusion_err!("{error}"))?;
         let (files, live) = read.map_err(|error| datafusion::error::DataFusionError::External(Box::new(error)))?;
         let mut plans = self.files(state, files, projection, filters, limit)?;
         plans.push(MemorySourceConfig::try_new_exec(&[vec![live]], Arc::clone(&self.schema), projection.cloned())?);

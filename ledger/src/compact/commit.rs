@@ -65,10 +65,10 @@ impl Prepared {
         let olds: Vec<&Manifest> = self.segments.iter().map(|old| &old.manifest).collect();
         let began = olds.first().and_then(|old| old.segment.split_once('-')).map_or("", |(_, time)| time);
         let segment = format!("{:08}-{began}", link.sequence);
-        let files = self.files.iter().map(|(_, entry)| FileEntry {
-            name: format!("{segment}-{}.parquet", entry.kind),
-            ..entry.clone()
-        });
+        let files = self
+            .files
+            .iter()
+            .map(|(_, entry)| FileEntry { name: format!("{segment}-{}.parquet", entry.kind), ..entry.clone() });
         let (coverage, blind) = sight(&olds);
         Ok(Manifest {
             format: FORMAT.to_owned(),
@@ -124,7 +124,8 @@ fn sight(olds: &[&Manifest]) -> (Option<TimeRange>, Option<Vec<TimeRange>>) {
     let mut spans: Vec<TimeRange> = olds.iter().filter_map(|old| old.coverage).collect();
     spans.sort_by_key(|span| (span.from, span.to));
     let whole = hull(spans.iter().copied());
-    let known: Option<Vec<TimeRange>> = olds.iter().map(|old| old.blind.clone()).collect::<Option<Vec<_>>>().map(|b| b.concat());
+    let known: Option<Vec<TimeRange>> =
+        olds.iter().map(|old| old.blind.clone()).collect::<Option<Vec<_>>>().map(|b| b.concat());
     let Some(mut blind) = known else { return (whole, None) };
     let mut seen: Option<Timestamp> = None;
     for span in spans {

@@ -49,7 +49,8 @@ impl CompactPlan {
         for (old, entry) in olds {
             compare(old, entry, &sorted)?;
         }
-        let bytes = seal::encode_parquet(kind, &sorted).map_err(|source| segment::SegmentError::Encode { kind, source })?;
+        let bytes =
+            seal::encode_parquet(kind, &sorted).map_err(|source| segment::SegmentError::Encode { kind, source })?;
         let entry = FileEntry {
             name: String::new(),
             kind,

@@ -56,7 +56,8 @@ pub fn plan(
     for folder in manifest::folders(root, Some(host))? {
         let date = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
         // Records without a day of their own stay as they are: they are few, and a sign of a clock that jumped.
-        let is_over = date.strip_prefix("date=").is_some_and(|day| day.starts_with(|c: char| c.is_ascii_digit()) && *day < *over);
+        let is_over =
+            date.strip_prefix("date=").is_some_and(|day| day.starts_with(|c: char| c.is_ascii_digit()) && *day < *over);
         if is_over {
             plan_folder(&folder, options, &mut plans)?;
         }

@@ -90,7 +90,10 @@ fn plans(root: &Path, now: Timestamp) -> Vec<CompactPlan> {
 
 fn parquet_files(root: &Path) -> usize {
     let folder = root.join("date=2026-11-22/host=hv1");
-    fs::read_dir(folder).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with("parquet")).count()
+    fs::read_dir(folder)
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().ends_with("parquet"))
+        .count()
 }
 
 fn crash() -> CompactError {
@@ -152,7 +155,8 @@ fn a_crash_at_any_step_neither_loses_nor_doubles_and_the_next_run_finishes() {
         assert_eq!(findings(root.path()), [], "{crash_at}");
         assert_eq!(parquet_files(root.path()), 5, "{crash_at}");
         let names = fs::read_dir(root.path().join("date=2026-11-22/host=hv1")).unwrap();
-        let left: Vec<_> = names.map(|n| n.unwrap().file_name()).filter(|n| n.to_string_lossy().starts_with('.')).collect();
+        let left: Vec<_> =
+            names.map(|n| n.unwrap().file_name()).filter(|n| n.to_string_lossy().starts_with('.')).collect();
         assert!(left.is_empty(), "{crash_at}: {left:?}");
     }
 }
@@ -240,8 +244,7 @@ fn a_large_day_becomes_several_segments_and_a_gap_ends_a_run() {
     let path = plans[0].segments[1].file(Kind::Flows).unwrap().unwrap();
     fs::remove_file(path).unwrap();
     let plans = self::plans(root.path(), tomorrow("01:00:00"));
-    let runs: Vec<Vec<u64>> =
-        plans.iter().map(|p| p.segments.iter().map(|s| s.manifest.sequence).collect()).collect();
+    let runs: Vec<Vec<u64>> = plans.iter().map(|p| p.segments.iter().map(|s| s.manifest.sequence).collect()).collect();
     assert_eq!(runs, [vec![3, 4, 5, 6]], "neither over the gap nor with a segment that is not whole");
 }
 

@@ -137,7 +137,8 @@ fn day_of(folder: &Path) -> Option<String> {
 /// Nothing when all its files are gone already.
 fn judge(sealed: Sealed, holds: &[Hold]) -> Option<Due> {
     let there = |name: &str| !name.contains('/') && sealed.folder.join(name).exists();
-    let bytes = sealed.manifest.files.iter().filter(|file| there(&file.name)).map(|file| file.bytes).reduce(|a, b| a + b)?;
+    let bytes =
+        sealed.manifest.files.iter().filter(|file| there(&file.name)).map(|file| file.bytes).reduce(|a, b| a + b)?;
     let (mut held_by, mut unread) = (Vec::new(), None);
     for hold in holds {
         match hold.holds(&sealed) {

@@ -36,7 +36,6 @@ pub fn of(shipped: &Path, sealed: &Sealed) -> Result<Option<Receipt>, IoError> {
     };
     let receipt = bytes.and_then(|bytes| serde_json::from_slice::<Receipt>(&bytes).ok());
     Ok(receipt.filter(|receipt| {
-        (&receipt.host, receipt.sequence, receipt.manifest_sha256)
-            == (&manifest.host, manifest.sequence, sealed.digest)
+        (&receipt.host, receipt.sequence, receipt.manifest_sha256) == (&manifest.host, manifest.sequence, sealed.digest)
     }))
 }

@@ -49,11 +49,8 @@ fn ledger() -> (tempfile::TempDir, Vec<SegmentInfo>) {
         writer.append(&[record(at(clock), Fact::Instance(vm.clone()))], &[flow(&vm, 41000, clock, None)]).unwrap();
         writer.seal(at(clock)).unwrap().unwrap()
     };
-    let sealed = vec![
-        seal(&atlas, "01:00:00", Some("00:30:00")),
-        seal(&cms, "02:00:00", None),
-        seal(&cms, "03:00:00", None),
-    ];
+    let sealed =
+        vec![seal(&atlas, "01:00:00", Some("00:30:00")), seal(&cms, "02:00:00", None), seal(&cms, "03:00:00", None)];
     (root, sealed)
 }
 
@@ -148,7 +145,8 @@ fn held_records_outlive_the_maximum_until_the_hold_is_lifted() {
         change(&mut hold);
         holds::place(root.path(), &hold).unwrap();
         let plan = due(root.path(), 365, days(500));
-        let kept = plan.due.iter().filter(|due| !due.goes()).map(|due| due.sealed.manifest.sequence).collect::<Vec<_>>();
+        let kept =
+            plan.due.iter().filter(|due| !due.goes()).map(|due| due.sealed.manifest.sequence).collect::<Vec<_>>();
         holds::release(root.path(), "INC/2026 7", "ada", days(2)).unwrap();
         kept
     };
@@ -190,7 +188,8 @@ fn a_hold_that_cannot_be_read_and_a_segment_that_cannot_be_looked_into_stop_the_
 
 #[test]
 fn a_crash_at_any_step_of_expiry_leaves_a_ledger_that_verifies_and_is_finished_later() {
-    for (number, crash_at) in ["tombstone-signature", "tombstone", "remove", "remove", "remove"].into_iter().enumerate() {
+    for (number, crash_at) in ["tombstone-signature", "tombstone", "remove", "remove", "remove"].into_iter().enumerate()
+    {
         let (root, sealed) = ledger();
         let signer = key();
         let mut left = if crash_at == "remove" { number - 1 } else { 1 };
@@ -299,7 +298,8 @@ fn a_full_disk_takes_the_flows_of_shipped_segments_first_their_facts_last_and_wh
     let (root, sealed) = ledger();
     let shipped = tempfile::tempdir().unwrap();
     let signer = key();
-    let relieve = |needed| relieve(root.path(), &host("hv1"), shipped.path(), needed, &undertaker(&signer, days(2))).unwrap();
+    let relieve =
+        |needed| relieve(root.path(), &host("hv1"), shipped.path(), needed, &undertaker(&signer, days(2))).unwrap();
     assert_eq!(relieve(u64::MAX).bytes, 0, "nothing was shipped");
     ship(shipped.path(), &sealed[0]);
     ship(shipped.path(), &sealed[1]);

@@ -107,7 +107,9 @@ pub enum TombstoneError {
     #[error("Cannot write a tombstone as JSON")]
     Encode(#[source] serde_json::Error),
     /// The manifest is not to be trusted with paths.
-    #[error("the manifest of {segment} names a file outside of its folder; nothing was removed, run `vestigo ledger verify`")]
+    #[error(
+        "the manifest of {segment} names a file outside of its folder; nothing was removed, run `vestigo ledger verify`"
+    )]
     Path {
         /// The segment.
         segment: String,

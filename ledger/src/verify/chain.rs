@@ -17,12 +17,7 @@ use crate::{
 pub(crate) type Chain<'a> = BTreeMap<u64, &'a Copy>;
 
 /// Checks it, and gives the manifests that hold.
-pub(crate) fn check<'a>(
-    roots: &[PathBuf],
-    host: &HostId,
-    survey: &'a Survey,
-    findings: &mut Findings,
-) -> Chain<'a> {
+pub(crate) fn check<'a>(roots: &[PathBuf], host: &HostId, survey: &'a Survey, findings: &mut Findings) -> Chain<'a> {
     let chain = choose(survey);
     two_histories(roots, host, survey, findings);
     let known: HashMap<Digest, u64> = chain.iter().map(|(sequence, copy)| (copy.digest, *sequence)).collect();
@@ -31,7 +26,8 @@ pub(crate) fn check<'a>(
     for sequence in survey.copies.keys().chain(&survey.unreadable).copied().collect::<std::collections::BTreeSet<_>>() {
         if sequence > before.0 + 1 {
             let missing = (before.0 + 1, sequence - 1);
-            let detail = format!("{} of {host}'s manifests are not there, although later ones are", missing.1 - before.0);
+            let detail =
+                format!("{} of {host}'s manifests are not there, although later ones are", missing.1 - before.0);
             findings.add_run(What::SegmentMissing, host, missing, place_of(roots, &chain, sequence), detail);
             before.1 = None;
         }
@@ -90,9 +86,18 @@ fn link(
 ) -> bool {
     let manifest = &copy.manifest;
     let sequence = manifest::sequence_of(&copy.name).unwrap_or(0);
-    if manifest.sequence != sequence || copy.name != format!("{}{}", manifest.segment, manifest::SUFFIX) || manifest.host != *host {
+    if manifest.sequence != sequence
+        || copy.name != format!("{}{}", manifest.segment, manifest::SUFFIX)
+        || manifest.host != *host
+    {
         let is = format!("segment {} of {}", manifest.segment, manifest.host);
-        findings.add(What::Reordered, host, sequence, copy.path(), format!("the file {} holds the manifest of {is}", copy.name));
+        findings.add(
+            What::Reordered,
+            host,
+            sequence,
+            copy.path(),
+            format!("the file {} holds the manifest of {is}", copy.name),
+        );
         return false;
     }
     match before {
@@ -101,11 +106,16 @@ fn link(
         Some(digest) if digest == manifest.previous => true,
         Some(_) => {
             let (what, detail) = match known.get(&manifest.previous) {
-                Some(other) => (What::Reordered, format!("segment {sequence} continues segment {other}, not the one before it")),
+                Some(other) => {
+                    (What::Reordered, format!("segment {sequence} continues segment {other}, not the one before it"))
+                }
                 None if manifest.previous == Digest::ZERO => {
                     (What::Rewritten, format!("segment {sequence} begins a chain of its own"))
                 }
-                None => (What::Rewritten, format!("segment {sequence} was chained to another manifest than the one before it")),
+                None => (
+                    What::Rewritten,
+                    format!("segment {sequence} was chained to another manifest than the one before it"),
+                ),
             };
             // A moved manifest has been told already, at its own place.
             let moved = chain.get(&number).is_some_and(|copy| copy.manifest.sequence != number);
@@ -155,7 +165,8 @@ pub(crate) fn tails(roots: &[PathBuf], host: &HostId, survey: &Survey, chain: &C
             _ => {
                 let covered = chain.values().map(|copy| copy.manifest.wal.last).max().unwrap_or(0);
                 if log.lowest > covered + 1 {
-                    let detail = format!("the log begins at generation {}, the segments hold those up to {covered}", log.lowest);
+                    let detail =
+                        format!("the log begins at generation {}, the segments hold those up to {covered}", log.lowest);
                     findings.add(What::TailMissing, host, last + 1, place, detail);
                 }
             }
@@ -171,6 +182,12 @@ fn behind(roots: &[PathBuf], host: &HostId, survey: &Survey, root: usize, findin
     let newest = survey.copies.iter().rev().find(|(_, copies)| own(copies)).map_or(0, |(sequence, _)| *sequence);
     for (sequence, _) in survey.copies.iter().filter(|(_, copies)| !own(copies)) {
         let what = if *sequence > newest { What::TailMissing } else { What::SegmentMissing };
-        findings.add(what, host, *sequence, &place, "another copy has segments that the ledger which hostd writes has no more");
+        findings.add(
+            what,
+            host,
+            *sequence,
+            &place,
+            "another copy has segments that the ledger which hostd writes has no more",
+        );
     }
 }

@@ -10,7 +10,12 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use vestigo_model::{Digest, HostId};
 
-use super::{Findings, HostReport, What, chain::Chain, rows, survey::{Copy, Survey}};
+use super::{
+    Findings, HostReport, What,
+    chain::Chain,
+    rows,
+    survey::{Copy, Survey},
+};
 use crate::{
     durable::IoError,
     manifest::{self, FileEntry, Kind},
@@ -98,7 +103,13 @@ impl Files<'_> {
                 State::Absent => {}
                 State::Changed(how) => {
                     there += 1;
-                    findings.add(What::FileChanged, self.host, sequence, path.display(), format!("{} {how}", entry.name));
+                    findings.add(
+                        What::FileChanged,
+                        self.host,
+                        sequence,
+                        path.display(),
+                        format!("{} {how}", entry.name),
+                    );
                 }
                 State::Whole => {
                     there += 1;
@@ -116,7 +127,13 @@ impl Files<'_> {
             None if there == 0 && self.survey.is_buried(copy, entry) => report.removed += 1,
             None if there == 0 && !replaced => {
                 let place = copy.folder.join(&entry.name);
-                findings.add(What::FileMissing, self.host, sequence, place.display(), format!("{} is not there", entry.name));
+                findings.add(
+                    What::FileMissing,
+                    self.host,
+                    sequence,
+                    place.display(),
+                    format!("{} is not there", entry.name),
+                );
             }
             None => {}
         }
@@ -199,7 +216,13 @@ impl Files<'_> {
                 if unfinished && is_young(&path) {
                     continue;
                 }
-                findings.add(What::Rubble, self.host, sequence, path.display(), format!("{name} is listed by no manifest"));
+                findings.add(
+                    What::Rubble,
+                    self.host,
+                    sequence,
+                    path.display(),
+                    format!("{name} is listed by no manifest"),
+                );
             }
         }
         Ok(())

@@ -81,8 +81,12 @@ impl What {
         match self {
             Self::FileChanged => "restore the file from the object store or a backup; keep this one aside as evidence",
             Self::FileMissing => "restore the file from the object store or a backup",
-            Self::SegmentMissing => "restore the manifest, its signature and its files from the object store or a backup",
-            Self::Reordered => "restore the manifests of this host from the object store or a backup; somebody moved them",
+            Self::SegmentMissing => {
+                "restore the manifest, its signature and its files from the object store or a backup"
+            }
+            Self::Reordered => {
+                "restore the manifests of this host from the object store or a backup; somebody moved them"
+            }
             Self::Rewritten => {
                 "do not rely on these records: compare with the object store and find out who could write here"
             }
@@ -95,13 +99,17 @@ impl What {
             Self::SignerUnknown => {
                 "if the key is the host's (compare with `ssh-keygen -lf /var/lib/vestigo/keys/host_ed25519.pub` there), add its line to the file given with --signers; else do not rely on these records"
             }
-            Self::RowsDiffer => "do not rely on these records; restore the segments that were compacted from the object store",
+            Self::RowsDiffer => {
+                "do not rely on these records; restore the segments that were compacted from the object store"
+            }
             Self::ManifestUnreadable => "restore the file from the object store or a backup",
             Self::TailMissing => "restore the newest segments from the object store, or look for who removed them",
             Self::TwoHistories => {
                 "two hosts write under one name, or one copy was rewritten: give each host a name of its own in hostd.toml, and name the ledgers one by one to tell them apart"
             }
-            Self::Rubble => "hostd removes what a crash left when it starts; else find out who put it there, and remove it",
+            Self::Rubble => {
+                "hostd removes what a crash left when it starts; else find out who put it there, and remove it"
+            }
         }
     }
 }
@@ -138,7 +146,14 @@ pub(crate) struct Findings {
 }
 
 impl Findings {
-    pub(crate) fn add(&mut self, what: What, host: &HostId, sequence: u64, place: impl ToString, detail: impl ToString) {
+    pub(crate) fn add(
+        &mut self,
+        what: What,
+        host: &HostId,
+        sequence: u64,
+        place: impl ToString,
+        detail: impl ToString,
+    ) {
         self.add_run(what, host, (sequence, sequence), place, detail);
     }
 

@@ -135,7 +135,13 @@ impl Survey {
                     Err(_) => "is no manifest".to_owned(),
                 };
                 self.unreadable.insert(place.sequence);
-                findings.add(What::ManifestUnreadable, host, place.sequence, path.display(), format!("{} {why}", place.name));
+                findings.add(
+                    What::ManifestUnreadable,
+                    host,
+                    place.sequence,
+                    path.display(),
+                    format!("{} {why}", place.name),
+                );
                 return Ok(());
             }
         };
@@ -171,7 +177,10 @@ impl Survey {
             match signature {
                 Signature::Good(_) if by_whom => self.tombstones.entry(at.0).or_default().push(found),
                 Signature::Good(key) => {
-                    let what = format!("a tombstone is signed by {key} for {:?}, which is neither this host nor {SITE_PRINCIPAL}", stone.by);
+                    let what = format!(
+                        "a tombstone is signed by {key} for {:?}, which is neither this host nor {SITE_PRINCIPAL}",
+                        stone.by
+                    );
                     findings.add(What::SignerUnknown, host, at.0, at.1, what);
                 }
                 bad => complain(&bad, "a tombstone", host, at, findings),
@@ -207,7 +216,13 @@ pub(crate) fn complain(
             findings.add(What::SignatureMissing, host, sequence, place, format!("{of} has no signature"));
         }
         Signature::Refused(Refused::Forged(why)) => {
-            findings.add(What::SignatureForged, host, sequence, place, format!("the signature of {of} does not hold: {why}"));
+            findings.add(
+                What::SignatureForged,
+                host,
+                sequence,
+                place,
+                format!("the signature of {of} does not hold: {why}"),
+            );
         }
         Signature::Refused(Refused::Unknown(key)) => {
             let what = format!("{of} is signed by key {key}, and nobody vouches that it is {host}'s");
@@ -216,10 +231,7 @@ pub(crate) fn complain(
     }
 }
 
-fn signature_of(
-    path: &Path,
-    check: impl FnOnce(&[u8]) -> Result<String, Refused>,
-) -> Result<Signature, IoError> {
+fn signature_of(path: &Path, check: impl FnOnce(&[u8]) -> Result<String, Refused>) -> Result<Signature, IoError> {
     match sign::read_bounded(&sign::beside(path, SIGNATURE_SUFFIX)) {
         Ok(Some(bytes)) => Ok(check(&bytes).map_or_else(Signature::Refused, Signature::Good)),
         Ok(None) => Ok(Signature::Refused(Refused::Forged("it is larger than a signature can be".into()))),

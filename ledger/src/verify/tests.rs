@@ -26,7 +26,8 @@ fn options() -> VerifyOptions {
 }
 
 fn writer(root: &Path, signer: Option<Signer>) -> Writer {
-    let options = WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
+    let options =
+        WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 1 << 26 };
     let (mut writer, _) = Writer::open(root, options).unwrap();
     if let Some(signer) = signer {
         writer.sign_with(Arc::new(signer));
@@ -342,8 +343,5 @@ fn quick_looks_at_lengths_only() {
     let quick = VerifyOptions { quick: true, ..options() };
     assert_eq!(verify(&[root.path().to_owned()], &quick, &mut |_| {}).unwrap().findings, []);
     assert_eq!(findings(root.path()), [(What::FileChanged, 3, 3)]);
-    assert!(matches!(
-        verify(&[root.path().join("nowhere")], &quick, &mut |_| {}),
-        Err(LedgerError::NotALedger { .. })
-    ));
+    assert!(matches!(verify(&[root.path().join("nowhere")], &quick, &mut |_| {}), Err(LedgerError::NotALedger { .. })));
 }
