@@ -1,30 +1,34 @@
 //! The command line.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+pub mod flows;
+mod values;
 
-use clap::{Args, Parser, Subcommand};
-use vestigo_model::{InstanceId, Label, PilotId, TimeRange, Timestamp, Vo};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vestigo_model::{InstanceId, Label, PayloadUid, PilotId, TimeRange, Timestamp, Vo};
+
+pub use self::values::network;
+pub use self::values::protocol_word;
+use self::values::{Peer, duration, peer, protocol};
 use crate::exit::Usage;
-
-/// Where hostd writes unless told otherwise.
-const DEFAULT_LEDGER: &str = "/var/lib/vestigo/ledger";
 
 const EXIT_CODES: &str = "\
 Exit codes:
   0  found
-  1  failure: the ledger cannot be read
+  1  failure: the ledger cannot be read, or the question not recorded
   2  usage: the question makes no sense
   3  nothing found; the answer says what the ledger could see
   4  with --require-coverage: part of the window was not seen, whatever was found
+  5  a chain, digest or signature does not hold
 
 Environment:
+  VESTIGO_CASE, VESTIGO_REASON  used when --case and --reason are not given
+  VESTIGO_LEDGER  ledgers, separated by ':', used when --ledger is not given
   VESTIGO_KEYS    files and folders of keys for names, separated by ':', used when --keys is not given
-  VESTIGO_LEDGER  ledger folders, separated by ':', used when --ledger is not given
+  VESTIGO_CONFIG  configuration file, instead of /etc/vestigo/vestigo.toml
+  AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN  for s3:// without a file of credentials
+  TMPDIR  where sql and flows put what does not fit into memory
   NO_COLOR        no colours";
 
 /// Who did what, when and where.
@@ -48,6 +52,21 @@ pub enum Command {
     /// Which pilots ran payloads of a user
     #[command(after_help = EXIT_CODES)]
     Pilots(Pilots),
+    /// Every flow that matches, or their sums
+    #[command(after_help = EXIT_CODES)]
+    Flows(Box<flows::Flows>),
+    /// The whole story of a payload: start, isolation, lease, flows, events, end
+    #[command(after_help = EXIT_CODES)]
+    Payload(PayloadStory),
+    /// What happened in a VM, or by a user, in order
+    #[command(after_help = EXIT_CODES)]
+    Timeline(Timeline),
+    /// Any SELECT over the views flows, instances, payloads, coverage, events, people
+    #[command(after_help = EXIT_CODES)]
+    Sql(Sql),
+    /// Who asked what, for which case and why
+    #[command(after_help = EXIT_CODES)]
+    Access(AccessLog),
     /// Check, compact, thin out and hold a ledger
     Ledger(crate::commands::ledger::LedgerArguments),
     /// Keys for the names in a ledger: make, list, show, destroy
@@ -60,35 +79,48 @@ pub enum Command {
     },
 }
 
+/// For which case and why somebody asks: recorded before there is an answer.
+#[derive(Debug, Default, Args)]
+pub struct Access {
+    /// The case that the question belongs to [default: VESTIGO_CASE]
+    #[arg(long, value_name = "CASE")]
+    pub case: Option<String>,
+    /// Why it is asked [default: VESTIGO_REASON]
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Configuration file [default: VESTIGO_CONFIG, else /etc/vestigo/vestigo.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Where to look.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// Ledger: a folder, file:///folder or s3://bucket/prefix; repeat it to ask several at once [default: VESTIGO_LEDGER, else
+    /// `ledgers` in the configuration, else /var/lib/vestigo/ledger]
+    #[arg(long, value_name = "LEDGER")]
+    pub ledger: Vec<String>,
+    /// Key, or folder of keys, that turns pseudonyms into names; repeat it for several [default: `keys` in the configuration,
+    /// else /etc/vestigo/keys and /var/lib/vestigo/keys/people where they can be read]
+    #[arg(long, value_name = "PATH")]
+    pub keys: Vec<PathBuf>,
+}
+
 /// What every question takes.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Ledger folder; repeat it to ask several hosts at once [default: VESTIGO_LEDGER, else /var/lib/vestigo/ledger]
-    #[arg(long, value_name = "DIR")]
-    pub ledger: Vec<PathBuf>,
-    /// Key, or folder of keys, that turns pseudonyms into names; repeat it for several [default: VESTIGO_KEYS, else
-    /// /etc/vestigo/keys and /var/lib/vestigo/keys/people where they can be read]
-    #[arg(long, value_name = "PATH")]
-    pub keys: Vec<PathBuf>,
+    /// Case and reason.
+    #[command(flatten)]
+    pub access: Access,
+    /// Ledgers and keys.
+    #[command(flatten)]
+    pub source: Source,
     /// One JSON object instead of text (documented in docs/formats/ledger.md)
     #[arg(long)]
     pub json: bool,
     /// Exit with 4 unless everything in the window was seen
     #[arg(long)]
     pub require_coverage: bool,
-}
-
-impl Common {
-    /// The ledgers to ask.
-    pub fn ledgers(&self) -> Vec<PathBuf> {
-        if !self.ledger.is_empty() {
-            return self.ledger.clone();
-        }
-        match std::env::var_os("VESTIGO_LEDGER").filter(|list| !list.is_empty()) {
-            Some(list) => std::env::split_paths(&list).collect(),
-            None => vec![PathBuf::from(DEFAULT_LEDGER)],
-        }
-    }
 }
 
 /// `vestigo who`.
@@ -119,9 +151,6 @@ pub struct Who {
     #[command(flatten)]
     pub common: Common,
 }
-
-/// The other side of a flow.
-pub type Peer = (IpAddr, Option<u16>);
 
 /// `vestigo ips`.
 #[derive(Debug, Args)]
@@ -163,81 +192,125 @@ pub struct Pilots {
     pub common: Common,
 }
 
+/// `vestigo payload`.
+#[derive(Debug, Args)]
+pub struct PayloadStory {
+    /// The payload's run id, as the other answers show it
+    #[arg(value_name = "UID")]
+    pub uid: PayloadUid,
+    /// Common options.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `vestigo timeline`.
+#[derive(Debug, Args)]
+#[group(id = "subject", required = true, multiple = false, args = ["instance", "user"])]
+pub struct Timeline {
+    /// The VM's cloud id
+    #[arg(long)]
+    pub instance: Option<InstanceId>,
+    /// The user's subject, or a pseudonym
+    #[arg(long, value_name = "SUBJECT")]
+    pub user: Option<Label>,
+    /// Who vouches for the user; without it every issuer that uses the name
+    #[arg(long, requires = "user")]
+    pub issuer: Option<Label>,
+    /// Start, in RFC 3339 with its zone
+    #[arg(long)]
+    pub from: Timestamp,
+    /// End, in RFC 3339 with its zone
+    #[arg(long)]
+    pub to: Timestamp,
+    /// Common options.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for the eye.
+    Table,
+    /// One JSON object per row.
+    Jsonl,
+    /// Comma-separated values with a line of names.
+    Csv,
+}
+
+/// `vestigo sql`.
+#[derive(Debug, Args)]
+pub struct Sql {
+    /// One SELECT; `vestigo sql 'SHOW TABLES'` and `'DESCRIBE flows'` show what there is
+    #[arg(value_name = "SELECT")]
+    pub query: String,
+    /// How to print the rows
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+    /// The same as --format jsonl
+    #[arg(long)]
+    pub json: bool,
+    /// Case and reason.
+    #[command(flatten)]
+    pub access: Access,
+    /// Ledgers and keys.
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// `vestigo access`.
+#[derive(Debug, Args)]
+pub struct AccessLog {
+    /// Follow the chain and exit with 5 if it does not hold
+    #[arg(long)]
+    pub verify: bool,
+    /// A digest of the last line that was noted before: exit with 5 if no line has it any more
+    #[arg(long, value_name = "SHA256")]
+    pub head: Option<String>,
+    /// Only questions of this case
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Only questions since then
+    #[arg(long)]
+    pub from: Option<Timestamp>,
+    /// Only questions until then
+    #[arg(long)]
+    pub to: Option<Timestamp>,
+    /// Show so many questions, the last ones
+    #[arg(long, default_value_t = 1000)]
+    pub limit: usize,
+    /// JSON Lines: the questions, then what the check found
+    #[arg(long)]
+    pub json: bool,
+    /// The record [default: `log` in [access] of the configuration]
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Configuration file [default: VESTIGO_CONFIG, else /etc/vestigo/vestigo.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// The stretch between two times.
 pub fn range(from: Timestamp, to: Timestamp) -> Result<TimeRange, Usage> {
     TimeRange::new(from, to).ok_or_else(|| Usage(format!("--from {from} is after --to {to}; exchange them")))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a length of time; write it like 2s, 500ms, 5m or 1h");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(bad)
-}
-
-fn peer(text: &str) -> Result<Peer, String> {
-    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-        return Ok((ip, None));
-    }
-    let both: SocketAddr = text.parse().map_err(|_| {
-        format!("{text:?} is not an address with or without a port; write it like 192.0.2.9, 192.0.2.9:443 or [2001:db8::9]:443")
-    })?;
-    Ok((both.ip(), Some(both.port())))
-}
-
-fn protocol(text: &str) -> Result<u8, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "tcp" => Ok(6),
-        "udp" => Ok(17),
-        "icmp" => Ok(1),
-        "icmp6" | "icmpv6" | "ipv6-icmp" => Ok(58),
-        number => number
-            .parse()
-            .map_err(|_| format!("{text:?} is no protocol; write tcp, udp, icmp, icmp6 or a number up to 255")),
-    }
-}
-
-/// The word for a protocol number.
-pub fn protocol_word(proto: u8) -> String {
-    match proto {
-        1 => "icmp".to_owned(),
-        6 => "tcp".to_owned(),
-        17 => "udp".to_owned(),
-        58 => "icmp6".to_owned(),
-        other => format!("protocol {other}"),
+/// The stretch between two times of which either may be open; `None` when both are.
+pub fn open_range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Option<TimeRange>, Usage> {
+    let (first, last) = (Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX));
+    match (from, to) {
+        (None, None) => Ok(None),
+        (from, to) => range(from.unwrap_or(first), to.unwrap_or(last)).map(Some),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn the_definition_holds_together() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn peers_windows_and_protocols_are_read() {
-        assert_eq!(peer("192.0.2.9").unwrap().1, None);
-        assert_eq!(peer("192.0.2.9:443").unwrap().1, Some(443));
-        assert_eq!(peer("2001:db8::9").unwrap().1, None);
-        assert_eq!(peer("[2001:db8::9]:443").unwrap().1, Some(443));
-        assert!(peer("192.0.2.9:99999").unwrap_err().contains("192.0.2.9:443"));
-        assert_eq!(duration("500ms").unwrap(), Duration::from_millis(500));
-        assert!(duration("2").is_err() && duration("two").is_err() && duration("99999999999999999999s").is_err());
-        assert_eq!((protocol("TCP").unwrap(), protocol("47").unwrap()), (6, 47));
-        assert!(protocol("256").is_err());
     }
 }

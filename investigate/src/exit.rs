@@ -15,8 +15,8 @@ pub enum Exit {
     Nothing = 3,
     /// `--require-coverage`: whatever the answer, part of the window was not seen.
     Incomplete = 4,
-    /// `vestigo ledger verify`: the ledger is not whole.
-    Findings = 5,
+    /// A chain, digest or signature does not hold.
+    Broken = 5,
 }
 
 /// A question that makes no sense, in one sentence that says what to write instead.

@@ -4,7 +4,10 @@
 pub mod coverage;
 pub mod parts;
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
 
 use comfy_table::{Table, presets};
 
@@ -71,6 +74,12 @@ pub fn safe_json(text: &str) -> String {
         }
     }
     safe
+}
+
+/// A sentence beside the answer.
+pub fn warn(text: &str) {
+    // Nothing can be done when not even this can be written.
+    let _ = writeln!(io::stderr(), "warning: {}", safe(text));
 }
 
 /// Indented `name  value` lines.

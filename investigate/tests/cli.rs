@@ -81,12 +81,17 @@ fn rare() -> TempDir {
 }
 
 fn vestigo(root: &Path, arguments: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vestigo"))
-        .args(arguments.split_whitespace())
-        .env("VESTIGO_LEDGER", root)
-        .env_remove("NO_COLOR")
-        .output()
-        .unwrap()
+    command(root).args(arguments.split_whitespace()).output().unwrap()
+}
+
+/// With a case, a reason, and a record of questions of the test's own.
+fn command(root: &Path) -> Command {
+    let config = root.join("vestigo.toml");
+    std::fs::write(&config, format!("[access]\nlog = \"{}\"\n", root.join("access/log.jsonl").display())).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vestigo"));
+    command.env("VESTIGO_LEDGER", root).env("VESTIGO_CONFIG", config).env("XDG_CACHE_HOME", root.join("cache"));
+    command.env("VESTIGO_CASE", "C-1").env("VESTIGO_REASON", "a test").env_remove("NO_COLOR");
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -302,9 +307,8 @@ fn bad_input_gets_one_clear_sentence() {
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let root = ledger();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_vestigo"))
+    let mut child = command(root.path())
         .args(FOUND.split_whitespace())
-        .env("VESTIGO_LEDGER", root.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -434,4 +438,89 @@ fn what_was_said_after_the_flow_is_no_word_of_the_host() {
     assert!(shown.contains("ran in the VM then: alice"), "{shown}");
     let said = "announced at 2026-11-22T14:06:00Z, later; ran then by the guest's clock only: mallory";
     assert!(shown.contains(said) && !shown.contains("then: mallory"), "{shown}");
+}
+
+#[test]
+fn a_question_without_a_reason_gets_no_answer_and_each_is_recorded() {
+    let root = ledger();
+    let ask =
+        |case: &str| command(root.path()).args(FOUND.split_whitespace()).env("VESTIGO_CASE", case).output().unwrap();
+    let refused = ask("");
+    assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(2), String::new()));
+    assert!(text(&refused.stderr).contains("--case and --reason"), "{}", text(&refused.stderr));
+    assert_eq!(ask("C-7").status.code(), Some(0));
+    let shown = text(&vestigo(root.path(), "access --verify --case C-7").stdout);
+    assert!(shown.contains("C-7") && shown.contains("a test") && shown.contains("chain whole"), "{shown}");
+    let log = root.path().join("access/log.jsonl");
+    std::fs::write(&log, std::fs::read_to_string(&log).unwrap().replace("C-7", "C-8")).unwrap();
+    assert_eq!(ask("C-9").status.code(), Some(0));
+    assert_eq!(vestigo(root.path(), "access --verify").status.code(), Some(5));
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    let refused = ask("C-7");
+    assert_eq!((refused.status.code(), text(&refused.stdout)), (Some(1), String::new()), "no record, no answer");
+}
+
+#[test]
+fn sql_and_flows_read_segments_and_the_live_log_and_nothing_else() {
+    let root = ledger();
+    let sql = |query: &str| command(root.path()).args(["sql", query, "--format", "csv"]).output().unwrap();
+    let one = |query: &str| {
+        let output = sql(query);
+        assert_eq!(output.status.code(), Some(0), "{query}: {}", text(&output.stderr));
+        text(&output.stdout).lines().nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(one("SELECT count(*), sum(resp_bytes) FROM flows"), "2,18000");
+    assert_eq!(one("SELECT count(*) FROM flows WHERE first < '2026-11-22T14:05:00Z'"), "1");
+    assert_eq!(one("SELECT count(*) FROM flows WHERE in_net(orig_ip, '10.0.0.0/8') AND orig_ip = '10.0.0.5'"), "2");
+    assert_eq!(one("SELECT count(*) FROM payloads"), "1");
+    assert_eq!(one("SELECT instance FROM instances"), "vm-1");
+    for query in [
+        "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
+        "COPY flows TO '/tmp/x.csv'",
+        "SELECT nothing FROM flows",
+    ] {
+        let output = sql(query);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{query}");
+    }
+    for (filter, flows) in [
+        ("--ip 192.0.2.9", 2),
+        ("--ip 192.0.2.8", 0),
+        ("--net 10.0.0.0/24 --port 41022", 1),
+        ("--peer 192.0.2.9:443 --from 2026-11-22T14:05:00Z", 1),
+        ("--to 2026-11-22T14:05:00Z --vo atlas --min-bytes 10000 --state answered", 1),
+        ("--vo cms", 0),
+        ("--where orig_port=41023", 1),
+    ] {
+        let output = vestigo(root.path(), &format!("flows --json {filter}"));
+        let value: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{filter}: {}", text(&output.stderr)));
+        assert_eq!(value["answer"]["rows"].as_array().unwrap().len(), flows, "{filter}: {value:#}");
+        assert_eq!(output.status.code(), Some(if flows > 0 { 0 } else { 3 }), "{filter}");
+    }
+    let value: Value = serde_json::from_slice(&vestigo(root.path(), "flows --sum vo,peer --json").stdout).unwrap();
+    let row = &value["answer"]["rows"][0];
+    assert_eq!(
+        (&row["vo"], &row["peer"], &row["flows"], &row["bytes_in"]),
+        (&"atlas".into(), &"192.0.2.9".into(), &2.into(), &18000.into())
+    );
+}
+
+#[test]
+fn payload_and_timeline_tell_the_story() {
+    let root = ledger();
+    let output = vestigo(root.path(), "payload a0000000-0000-4000-8000-000000000001");
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{shown}{}", text(&output.stderr));
+    for words in ["alice", "job-1", "ports 41000-41999", "FLOWS 2 records", "COVERAGE"] {
+        assert!(shown.contains(words), "{words} in {shown}");
+    }
+    let range = "--from 2026-11-22T14:00:00Z --to 2026-11-22T15:00:00Z";
+    for subject in ["--instance vm-1", "--user alice"] {
+        let output = vestigo(root.path(), &format!("timeline {subject} {range}"));
+        let shown = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{shown}{}", text(&output.stderr));
+        assert!(shown.contains("run began: ") && shown.contains("alice") && shown.contains("18000"), "{shown}");
+    }
+    assert_eq!(vestigo(root.path(), &format!("timeline --user bob {range}")).status.code(), Some(3));
 }

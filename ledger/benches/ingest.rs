@@ -2,9 +2,17 @@
 //!
 //! `cargo bench -p vestigo-ledger --bench ingest [-- FLOWS]`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
-#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss
+)]
 
-use std::{net::IpAddr, time::{Duration, Instant}};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use vestigo_ledger::{Writer, WriterOptions};
 use vestigo_model::{
@@ -52,7 +60,13 @@ fn flows(count: usize, gap: f64, dice: &mut Dice) -> Vec<Flow> {
             let vm = dice.below(VMS);
             let payload = dice.below(8);
             let kind = dice.below(10);
-            let (port, proto) = match kind { 0..=2 => (53, 17), 3..=6 => (443, 6), 7 => (3128, 6), 8 => (1094, 6), _ => (123, 17) };
+            let (port, proto) = match kind {
+                0..=2 => (53, 17),
+                3..=6 => (443, 6),
+                7 => (3128, 6),
+                8 => (1094, 6),
+                _ => (123, 17),
+            };
             let packets = dice.log_normal(12.0, 1.2).max(1.0) as u64;
             let back = dice.log_normal(14.0, 1.3) as u64;
             let lasted = dice.log_normal(80e6, 2.0) as i64;
@@ -85,7 +99,9 @@ fn flows(count: usize, gap: f64, dice: &mut Dice) -> Vec<Flow> {
                 notes: vestigo_model::FlowNotes::default(),
                 attribution: Attribution {
                     quality: Quality::Lease,
-                    payload: Some(PayloadUid(uuid::Uuid::from_u128(u128::from(dice.0 >> 63) + u128::from(vm * 8 + payload) * 0x9e37_79b9_7f4a_7c15_f39c))),
+                    payload: Some(PayloadUid(uuid::Uuid::from_u128(
+                        u128::from(dice.0 >> 63) + u128::from(vm * 8 + payload) * 0x9e37_79b9_7f4a_7c15_f39c,
+                    ))),
                     reason: String::new(),
                 },
             }
@@ -118,7 +134,8 @@ fn run(name: &str, count: usize, gap: f64, rounds: usize) {
             (self::cpu() - cpu) * 1e9 / count as f64
         );
         bytes += sealed.manifest.files.iter().map(|file| file.bytes).sum::<u64>();
-        bytes += std::fs::metadata(sealed.folder.join(format!("{}.manifest.json", sealed.manifest.segment))).unwrap().len();
+        bytes +=
+            std::fs::metadata(sealed.folder.join(format!("{}.manifest.json", sealed.manifest.segment))).unwrap().len();
         stored += sealed.manifest.files[0].rows;
     }
     rates.sort_by(f64::total_cmp);

@@ -36,6 +36,7 @@ pub mod people;
 pub mod questions;
 mod reader;
 pub mod retention;
+pub mod rows;
 mod segment;
 pub mod sign;
 mod state;

@@ -62,6 +62,8 @@ impl<'a> Stack<'a> {
             vos.iter().map(|(vo, project)| format!("[[vo]]\nname = \"{vo}\"\nprojects = [\"{project}\"]\n")).collect();
         fs::write(stack.etc("vos.toml"), rows.concat())?;
         fs::write(stack.etc("bans.toml"), "")?;
+        let record = format!("[access]\nlog = \"{}\"\n", stack.site.dir().join("access/access.jsonl").display());
+        fs::write(stack.etc("vestigo.toml"), record)?;
         fs::write(stack.etc("quarantine.toml"), stack.quarantine_toml(vault)?)?;
         Ok(stack)
     }
@@ -235,6 +237,9 @@ impl<'a> Stack<'a> {
     fn ask(&self, program: &str, arguments: &[&str], more: &[&str]) -> Result<Said> {
         let mut command = self.site.command(bins::path(program)?)?;
         command.args(arguments).args(more).env("NO_COLOR", "1").stdin(Stdio::null());
+        // What every question must say of itself, and where it is recorded.
+        let etc = self.etc("vestigo.toml");
+        command.env("VESTIGO_CASE", "TEST-1").env("VESTIGO_REASON", "a test asks").env("VESTIGO_CONFIG", etc);
         let done = command.output().with_context(|| format!("cannot run {program}"))?;
         Ok(Said {
             status: done.status.code().unwrap_or(-1),

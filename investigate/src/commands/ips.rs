@@ -1,30 +1,30 @@
 //! `vestigo ips`.
 
 use anyhow::Result;
-use vestigo_ledger::{
-    Ledger,
-    questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow},
-};
+use vestigo_ledger::questions::ips::{AddressKind, IpsAnswer, IpsQuestion, IpsRow};
 
-use super::{Output, exit, json, keys::keyring};
+use super::{Body, Desk, Output, count, exit, json};
 use crate::{
     arguments::{Ips, range},
     render::{self, Style, coverage, safe},
 };
 
 /// Asks and renders.
-pub fn run(arguments: &Ips, style: Style) -> Result<Output> {
+pub fn run(arguments: &Ips, desk: &Desk) -> Result<Output> {
     let question = IpsQuestion {
         vo: arguments.vo.clone(),
         range: range(arguments.from, arguments.to)?,
         pilot: arguments.pilot.clone(),
     };
-    let answer = Ledger::open_folders(&arguments.common.ledgers())?
-        .with_keys(keyring(&arguments.common.keys)?)
-        .ips(&question)?;
-    let text = if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, style) };
+    let answer = desk.ledger()?.ips(&question)?;
+    let text =
+        if arguments.common.json { json("ips", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.rows.is_empty();
-    Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.rows.len())),
+        exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage),
+    })
 }
 
 fn text(question: &IpsQuestion, answer: &IpsAnswer, style: Style) -> String {

@@ -11,7 +11,7 @@ use vestigo_ledger::people::{
 };
 use vestigo_model::{Clock as _, Label, SystemClock, User, Vo};
 
-use super::Output;
+use super::{Body, Output};
 use crate::{
     exit::{Exit, Usage},
     render,
@@ -160,7 +160,7 @@ pub fn run(keys: &Keys) -> Result<Output> {
 }
 
 fn done(text: String, exit: Exit) -> Output {
-    Output { text, exit }
+    Output { body: Body::Text(text), exit, found: None }
 }
 
 fn make(new: &New) -> Result<Output> {

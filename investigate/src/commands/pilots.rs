@@ -1,37 +1,33 @@
 //! `vestigo pilots`.
 
 use anyhow::Result;
-use vestigo_ledger::{
-    Ledger,
-    questions::pilots::{PilotsAnswer, PilotsQuestion, PilotsRow},
-};
-use vestigo_model::Timestamp;
+use vestigo_ledger::questions::pilots::{PilotsAnswer, PilotsQuestion, PilotsRow};
 
-use super::{Output, exit, json, keys::keyring};
+use super::{Body, Desk, Output, count, exit, json};
 use crate::{
-    arguments::{Pilots, range},
+    arguments::{Pilots, open_range},
     render::{self, Style, coverage, parts, safe},
 };
 
 /// Asks and renders.
-pub fn run(arguments: &Pilots, style: Style) -> Result<Output> {
-    let range = match (arguments.from, arguments.to) {
-        (None, None) => None,
-        (from, to) => {
-            let (first, last) = (Timestamp::from_nanos(i64::MIN), Timestamp::from_nanos(i64::MAX));
-            Some(range(from.unwrap_or(first), to.unwrap_or(last))?)
-        }
-    };
-    let ledger = Ledger::open_folders(&arguments.common.ledgers())?.with_keys(keyring(&arguments.common.keys)?);
+pub fn run(arguments: &Pilots, desk: &Desk) -> Result<Output> {
+    let range = open_range(arguments.from, arguments.to)?;
+    let ledger = desk.ledger()?;
     // An open end means the ledger's own end: the coverage of centuries that it says nothing about would only mislead.
-    let extent = ledger.extent()?;
-    let range = range.map(|range| clip(range, arguments, extent));
+    let range = match range {
+        Some(range) => Some(clip(range, arguments, ledger.extent()?)),
+        None => None,
+    };
     let question = PilotsQuestion { subject: arguments.user.clone(), issuer: arguments.issuer.clone(), range };
     let answer = ledger.pilots(&question)?;
     let text =
-        if arguments.common.json { json("pilots", &question, &answer)? } else { text(&question, &answer, style) };
+        if arguments.common.json { json("pilots", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.rows.is_empty();
-    Ok(Output { text, exit: exit(found, answer.coverage.as_ref(), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.rows.len())),
+        exit: exit(found, answer.coverage.as_ref(), arguments.common.require_coverage),
+    })
 }
 
 fn clip(

@@ -3,17 +3,14 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use vestigo_ledger::{
-    Ledger,
-    questions::{
-        flooded::Flooded,
-        parts::{GuestClaims, MatchedOn},
-        who::{Candidate, WhoAnswer, WhoQuestion},
-    },
+use vestigo_ledger::questions::{
+    flooded::Flooded,
+    parts::{GuestClaims, MatchedOn},
+    who::{Candidate, WhoAnswer, WhoQuestion},
 };
 use vestigo_model::{Quality, TimeRange};
 
-use super::{Output, exit, json, keys::keyring};
+use super::{Body, Desk, Output, count, exit, json};
 use crate::{
     arguments::{Who, protocol_word},
     render::{Style, coverage, parts, safe},
@@ -23,7 +20,7 @@ use crate::{
 const SHOWN: usize = 5;
 
 /// Asks and renders.
-pub fn run(arguments: &Who, style: Style) -> Result<Output> {
+pub fn run(arguments: &Who, desk: &Desk) -> Result<Output> {
     let question = WhoQuestion {
         range: TimeRange::around(arguments.time, arguments.window),
         ip: arguments.ip.to_canonical(),
@@ -32,12 +29,15 @@ pub fn run(arguments: &Who, style: Style) -> Result<Output> {
         proto: arguments.proto,
         instance: arguments.instance.clone(),
     };
-    let answer = Ledger::open_folders(&arguments.common.ledgers())?
-        .with_keys(keyring(&arguments.common.keys)?)
-        .who(&question)?;
-    let text = if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, style) };
+    let answer = desk.ledger()?.who(&question)?;
+    let text =
+        if arguments.common.json { json("who", &question, &answer)? } else { text(&question, &answer, desk.style) };
     let found = !answer.candidates.is_empty();
-    Ok(Output { text, exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage) })
+    Ok(Output {
+        body: Body::Text(text),
+        found: Some(count(answer.candidates.len())),
+        exit: exit(found, Some(&answer.coverage), arguments.common.require_coverage),
+    })
 }
 
 fn asked(question: &WhoQuestion) -> String {

@@ -71,6 +71,20 @@ impl Scope<'_> {
 }
 
 impl Ledger {
+    /// What could be seen in a window, for answers that are not made here.
+    ///
+    /// # Errors
+    /// A segment that cannot be read.
+    pub fn coverage(&self, window: TimeRange) -> Result<super::coverage::WindowCoverage, LedgerError> {
+        self.asked(|| {
+            let scope = self.scope(window)?;
+            let needs = Needs { held: window, window, hosts: BTreeSet::new(), domains: None, events: false };
+            let (facts, reach) = scope.gather(&needs)?;
+            let shown = BTreeSet::new();
+            Ok(super::coverage::summarise(window, &facts, self.extent()?, &shown, &reach))
+        })
+    }
+
     /// Which addresses a VO (or one of its pilots) used.
     ///
     /// # Errors

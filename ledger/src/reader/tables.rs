@@ -32,6 +32,8 @@ pub struct TableHints {
     pub hosts: BTreeSet<HostId>,
     /// Rows with one of these values in the column. Columns without bloom filters rule nothing out.
     pub equal: BTreeMap<String, BTreeSet<String>>,
+    /// Flows with one of these addresses on either side or as the translated one; empty: any.
+    pub addresses: BTreeSet<String>,
 }
 
 /// What no segment holds yet: the records of the logs.
@@ -70,11 +72,14 @@ impl Ledger {
             .map(|(c, v)| (c.as_str(), v))
             .collect();
         let names: Vec<[&str; 1]> = columns.iter().map(|(column, _)| [*column]).collect();
-        let filters: Vec<(&[&str], Vec<String>)> = names
+        let mut filters: Vec<(&[&str], Vec<String>)> = names
             .iter()
             .zip(&columns)
             .map(|(name, (_, values))| (name.as_slice(), values.iter().cloned().collect()))
             .collect();
+        if kind == Kind::Flows && !hints.addresses.is_empty() {
+            filters.push((&["orig_ip", "resp_ip", "nat_ip"], hints.addresses.iter().cloned().collect()));
+        }
         let mut files = Vec::new();
         for (segment, _) in scope.ruled(kind, segments, &filters) {
             files.extend(self.files_of(&segment, kind)?);

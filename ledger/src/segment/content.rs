@@ -61,7 +61,7 @@ pub(crate) fn gather(root: &Path, generations: &[u64]) -> Result<Content, IoErro
 
 impl Content {
     /// A second generation's snapshot repeats facts of the first: one copy is enough.
-    fn take_fact(&mut self, record: FactRecord, carried: bool, known: &mut HashSet<String>) {
+    pub(crate) fn take_fact(&mut self, record: FactRecord, carried: bool, known: &mut HashSet<String>) {
         let text = serde_json::to_string(&record).unwrap_or_default();
         if known.insert(text.clone()) || !carried {
             self.facts.push(FactRow { record, text, carried });

@@ -67,6 +67,19 @@ impl Default for S3Settings {
     }
 }
 
+/// What is directly in a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Child {
+    /// Its name in the folder.
+    pub name: String,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Bytes, of an object.
+    pub size: u64,
+    /// Changes with the object, where the server says it.
+    pub etag: Option<String>,
+}
+
 /// A vault in a bucket.
 pub struct S3Vault {
     pub(super) client: Client,
@@ -162,6 +175,39 @@ impl S3Vault {
                 Err(error) => Err(explain(&place, "look at the bucket", &place.bucket, &error)),
             }
         })
+    }
+
+    /// The direct children of a folder (`""`: the top): names, whether each is a folder, sizes and ETags of objects, at most `most`.
+    ///
+    /// # Errors
+    /// The store's word, or [`VaultError::Refused`] for a folder of more.
+    pub fn children(&self, folder: &str, most: usize) -> Result<Vec<Child>, VaultError> {
+        let prefix = if folder.is_empty() { self.prefix.clone() } else { format!("{}{folder}/", self.prefix) };
+        let (mut children, mut token) = (Vec::new(), None);
+        loop {
+            let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&prefix).delimiter("/");
+            let request = request.set_continuation_token(token.take());
+            let (place, doing) = (self.place.clone(), format!("list {folder}"));
+            let page =
+                self.run(async move { request.send().await.map_err(|e| explain(&place, &doing, &doing, &e)) })?;
+            for name in page.common_prefixes().iter().filter_map(|folder| folder.prefix()?.strip_prefix(&prefix)) {
+                let name = name.trim_end_matches('/').to_owned();
+                children.push(Child { name, is_folder: true, size: 0, etag: None });
+            }
+            for object in page.contents() {
+                let Some(name) = object.key().and_then(|key| key.strip_prefix(&prefix)) else { continue };
+                let size = object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+                let etag = object.e_tag().map(str::to_owned);
+                children.push(Child { name: name.to_owned(), is_folder: false, size, etag });
+            }
+            if children.len() > most {
+                return Err(VaultError::Refused(format!("{} has more than {most} names in {folder:?}", self.url())));
+            }
+            token = page.next_continuation_token().map(str::to_owned);
+            if token.is_none() {
+                return Ok(children);
+            }
+        }
     }
 
     pub(super) fn run<T: Send + 'static>(

@@ -18,7 +18,7 @@ use vestigo_ledger::{
 use vestigo_model::{Clock as _, SystemClock};
 
 use super::{
-    super::{Output, json},
+    super::{Body, Output, json},
     arguments::{Compact, Expire, HoldArguments, Release, Where},
     only, signer, size,
 };
@@ -28,7 +28,7 @@ use crate::{
 };
 
 fn said(text: String) -> Output {
-    Output { text, exit: Exit::Found }
+    Output { body: Body::Text(text), exit: Exit::Found, found: None }
 }
 
 /// Puts the days that are over together.

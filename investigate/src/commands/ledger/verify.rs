@@ -8,7 +8,7 @@ use vestigo_ledger::{
 };
 
 use super::{
-    super::{Output, json},
+    super::{Body, Output, json},
     arguments::{Verify, Where},
     size,
 };
@@ -33,14 +33,14 @@ pub fn run(arguments: &Verify, style: Style) -> Result<Output> {
     }
     let ledgers = arguments.place.ledgers();
     let report = verify(&ledgers, &VerifyOptions { signers, quick: arguments.quick }, &mut |_| {})?;
-    let exit = if report.findings.is_empty() { Exit::Found } else { Exit::Findings };
+    let exit = if report.findings.is_empty() { Exit::Found } else { Exit::Broken };
     let shown = |paths: &[std::path::PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
     let question = Question { ledgers: shown(&ledgers), signers: shown(&files), quick: arguments.quick };
     let text = match arguments.place.json {
         true => json("ledger-verify", &question, &report)?,
         false => text(&question, &report, style),
     };
-    Ok(Output { text, exit })
+    Ok(Output { body: Body::Text(text), exit, found: None })
 }
 
 fn text(question: &Question, report: &Report, style: Style) -> String {
@@ -116,5 +116,5 @@ pub fn status(arguments: &Where, style: Style) -> Result<Output> {
         let hosts: String = status.hosts.iter().map(|host| of_host(host, style)).collect();
         format!("{hosts}{held} holds in force. Whether all of it is whole says `vestigo ledger verify`.\n")
     };
-    Ok(Output { text, exit: Exit::Found })
+    Ok(Output { body: Body::Text(text), exit: Exit::Found, found: None })
 }
