@@ -367,7 +367,9 @@ mod with_a_catalog {
             ledger().flows(&filter("10.0.3.5")).unwrap();
             let opened = store.take();
             assert!(!opened.is_empty() && opened.iter().all(|path| path.contains("host=hv3")), "{opened:?}");
-            let mallory = PilotsQuestion { subject: Label::new("mallory").unwrap(), issuer: None, range: None };
+            // Without an issuer every name would have to be looked at.
+            let issuer = Some(Label::new("https://iss.example").unwrap());
+            let mallory = PilotsQuestion { subject: Label::new("mallory").unwrap(), issuer, range: None };
             assert_eq!(ledger().pilots(&mallory).unwrap().rows.len(), 1);
             let payloads: Vec<_> =
                 store.take().into_iter().filter(|path| path.ends_with("-payloads.parquet")).collect();
