@@ -352,7 +352,8 @@ mod with_a_catalog {
             let ledger = || open(store.clone(), Some(catalog.clone()));
             let first = answers(&ledger());
             assert_eq!(answers(&ledger()), first);
-            (store.manifests(), store.take());
+            store.manifests();
+            store.take();
             let question = ask("14:03:22", day(1), "10.0.4.5");
             assert_eq!(ledger().who(&question).unwrap().candidates.len(), 1);
             assert!(store.manifests() <= 5, "hv4's, of four days; the last, for the VM's end, is listed and opened");

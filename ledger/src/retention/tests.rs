@@ -24,9 +24,7 @@ use crate::{
     verify::{Report, VerifyOptions, What, verify},
 };
 
-#[path = "../../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::fixture::*;
 
 fn key() -> Signer {
     Signer::from_seed(&[1; 32])

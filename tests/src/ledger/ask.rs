@@ -128,17 +128,18 @@ impl Vestigo {
         Ok(found)
     }
 
-    /// When which host saw not everything, as the coverage of an answer says it.
+    /// When which host saw nothing, as the coverage of an answer says it. Of a window of days it only says that something was missing.
     ///
     /// # Errors
     /// As [`Vestigo::ask`].
-    pub fn blind(&self, range: TimeRange) -> Result<BTreeSet<(HostId, Timestamp, Timestamp)>> {
+    pub fn outages(&self, range: TimeRange) -> Result<BTreeSet<(HostId, Timestamp, Timestamp)>> {
         let (from, to) = (range.from.to_string(), range.to.to_string());
         let said = self.ask(&["pilots", "--user", "nobody", "--issuer", "nobody", "--from", &from, "--to", &to])?;
         let mut found = BTreeSet::new();
-        for host in items(&said, "/answer/coverage/blind") {
-            for part in items(host, "/parts") {
-                found.insert((read(host, "host")?, read(part, "from")?, read(part, "to")?));
+        for point in items(&said, "/answer/coverage/details") {
+            for part in items(point, "/statements").filter(|part| part.get("where").is_some_and(|w| w == "hostd-down"))
+            {
+                found.insert((read(point, "host")?, read(part, "from")?, read(part, "to")?));
             }
         }
         Ok(found)
