@@ -127,10 +127,7 @@ fn a_table_without_rows_has_a_digest_too() {
     let sealed = seal(root.path(), &[]);
     let empty = sealed.manifest.files.iter().find(|file| file.kind == Kind::Instances).unwrap();
     assert_eq!(empty.rows, 0);
-    assert_eq!(
-        digest_by_python(&sealed.folder.join(&empty.name), empty.kind),
-        empty.rows_sha256.unwrap().to_string()
-    );
+    assert_eq!(digest_by_python(&sealed.folder.join(&empty.name), empty.kind), empty.rows_sha256.unwrap().to_string());
 }
 
 fn read(path: &Path) -> RecordBatch {
