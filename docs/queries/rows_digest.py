@@ -21,9 +21,15 @@ def plain(column):
 def ordered(table, kind):
     if kind != "flows":
         return table
-    keys = [(name, "ascending") for name in ORDER if name in table.column_names]
+    keyed, keys = table, []
+    for name in (name for name in ORDER if name in table.column_names):
+        if table[name].null_count:
+            # Null first, in every version of pyarrow.
+            keyed = keyed.append_column(f"{name}?", pc.cast(pc.is_valid(table[name]), pa.uint8()))
+            keys.append((f"{name}?", "ascending"))
+        keys.append((name, "ascending"))
     # Stable: rows that are alike in all of these stay as they are.
-    return table.take(pc.sort_indices(table, sort_keys=keys, null_placement="at_start"))
+    return table.take(pc.sort_indices(keyed, sort_keys=keys))
 
 
 def texts(column):
