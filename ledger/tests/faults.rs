@@ -32,7 +32,7 @@ const ROOT: &str = "VESTIGO_TEST_ROOT";
 const FLOWS: u64 = 3;
 const KILLS: u64 = 200;
 /// Kills of one ledger: then a new one is begun, so that looking at all of it stays quick.
-const KILLS_OF_ONE: u64 = 20;
+const KILLS_OF_ONE: u64 = 10;
 
 fn signer() -> Signer {
     Signer::from_seed(&[7; 32])
@@ -174,8 +174,8 @@ fn two_hundred_kills_lose_nothing_that_was_acknowledged() {
         let mut known = 0;
         for kill in 0..KILLS_OF_ONE {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let pause = Duration::from_micros((random >> 33) % 40_000);
-            let acknowledged = kill_after(&root, (random >> 60) % 10, pause);
+            let pause = Duration::from_micros((random >> 33) % 30_000);
+            let acknowledged = kill_after(&root, random >> 61, pause);
             let when = format!("kill {kill} behind {known}");
             let expected: Vec<u64> = (known..).take(acknowledged.len()).collect();
             assert_eq!(acknowledged, expected, "{when}: the child begins behind what it finds");
