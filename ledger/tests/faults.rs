@@ -159,7 +159,7 @@ fn kill_after(root: &Path, facts: u64, pause: Duration) -> Vec<u64> {
     child.wait().unwrap();
     out.read_to_string(&mut said).unwrap();
     let whole = said.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
-    whole.map(|line| line.strip_prefix("acknowledged ").unwrap_or_else(|| panic!("{line}")).parse().unwrap()).collect()
+    whole.map(|line| line.strip_prefix("acknowledged ").expect("an acknowledgement").parse().unwrap()).collect()
 }
 
 #[test]
