@@ -46,7 +46,7 @@ fn day(number: u64) -> Duration {
 
 fn address(host: u64, vm: u64) -> String {
     // Private addresses of tenants overlap: every tenth host has the same ones.
-    let net = if host % 10 == 0 { 0 } else { host };
+    let net = if host.is_multiple_of(10) { 0 } else { host };
     format!("10.{}.{}.{}", net / 250, net % 250, vm + 5)
 }
 

@@ -58,3 +58,7 @@ pub use sign::{SignError, Signer, signers::Signers};
 pub use store::{FolderStore, Listed, Stamp, Store, StoreError};
 pub use tasks::{MAX_TASK_RUNS, TaskRuns, TaskUse};
 pub use writer::{Recovered, SegmentInfo, Writer, WriterOptions};
+
+#[cfg(test)]
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;

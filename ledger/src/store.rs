@@ -271,7 +271,7 @@ mod tests {
         let store = FolderStore::new(root.path());
         let names = |folder| store.list(folder).unwrap().into_iter().map(|one| (one.name, one.is_folder, one.bytes));
         assert_eq!(names("").map(|(name, ..)| name).collect::<Vec<_>>(), ["date=2026-11-22"]);
-        assert_eq!(names("date=2026-11-22").last(), Some(("x".to_owned(), false, 10)));
+        assert_eq!(names("date=2026-11-22").next_back(), Some(("x".to_owned(), false, 10)));
         assert_eq!(store.list("none").unwrap(), []);
         assert_eq!(store.read_range("date=2026-11-22/x", 3..6).unwrap(), "345");
         assert_eq!(store.size("date=2026-11-22/x").unwrap(), 10);

@@ -12,9 +12,7 @@ use vestigo_model::{CoverageState, Exit, Fact, PayloadEnd, TimeRange};
 use super::*;
 use crate::{Kind, Ledger, log::LogFile, segment::scan::FlowFilter};
 
-#[path = "../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::fixture::*;
 
 fn options() -> WriterOptions {
     WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 }

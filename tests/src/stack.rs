@@ -103,13 +103,14 @@ impl<'a> Stack<'a> {
         format!(
             "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nvos = {:?}\nbans = {:?}\nchannels = \"/run/vestigo/channels\"\n\
              [libvirt]\nresync = 5\n[meter]\nactive = 5\n\
-             [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n[people]\nown = {:?}\n",
+             [record]\nseal_after = 20\ncoverage = 2\n[pins]\nfolders = [{:?}]\nsettle = 1\n[people]\nown = {:?}\n[ledger_key]\nfile = {:?}\n",
             self.ledger(),
             self.spool(),
             self.etc("vos.toml"),
             self.etc("bans.toml"),
             self.pins(),
             self.keys(),
+            self.site.dir().join("host_ed25519"),
         )
     }
 
@@ -132,7 +133,8 @@ impl<'a> Stack<'a> {
                 )
             }
         };
-        Ok(format!("spool = {spool:?}\nstate = {state:?}\n[vault]\n{vault}"))
+        let ledger = self.ledger();
+        Ok(format!("spool = {spool:?}\nstate = {state:?}\n[vault]\n{vault}[ledger]\npath = {ledger:?}\n"))
     }
 
     /// Starts hostd and waits until it says that it runs.

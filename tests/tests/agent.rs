@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vestigo_ledger::{Facts, Ledger};
+use vestigo_ledger::{Facts, Ledger, people::Keyring};
 use vestigo_model::{Clock, DomainUuid, Event, EventKind, Exit, Payload, SystemClock, TimeRange, Timestamp};
 use vestigo_tests::{
     audit::{Audit, Sender, Verdict, proto},
@@ -98,7 +98,8 @@ fn job(number: usize, times: usize) -> Work {
 
 impl World<'_> {
     fn ledger(&self) -> Result<Ledger> {
-        Ok(Ledger::open_folders(&[self.stack.ledger()])?)
+        let keys = Keyring::open(&[self.stack.keys()])?;
+        Ok(Ledger::open_folders(&[self.stack.ledger()])?.with_keys(keys))
     }
 
     fn facts(&self, since: Timestamp) -> Result<Facts> {

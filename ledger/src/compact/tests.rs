@@ -17,9 +17,7 @@ use crate::{
     verify::{VerifyOptions, What, verify},
 };
 
-#[path = "../../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::fixture::*;
 
 fn key() -> Signer {
     Signer::from_seed(&[1; 32])

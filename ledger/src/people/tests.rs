@@ -212,8 +212,8 @@ fn keys_are_kept_in_files_and_never_written_over() {
     let public = keys.join(PUBLIC_NAME);
     write_public(&public, std::slice::from_ref(&set.shared)).unwrap();
     assert_eq!(fs::metadata(&public).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(read_public(&public).unwrap(), [set.shared.clone()]);
-    let keyring = Keyring::open(&[keys.clone()]).unwrap();
+    assert_eq!(read_public(&public).unwrap(), std::slice::from_ref(&set.shared));
+    let keyring = Keyring::open(std::slice::from_ref(&keys)).unwrap();
     assert_eq!(keyring.sets().collect::<Vec<_>>(), [(&set.shared, true)]);
     destroy_secret(&path).unwrap();
     assert!(!path.exists() && !Keyring::open(&[keys]).unwrap().opens());

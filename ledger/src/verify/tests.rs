@@ -12,9 +12,7 @@ use vestigo_model::Fact;
 use super::*;
 use crate::{SegmentInfo, Signer, Writer, WriterOptions};
 
-#[path = "../../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::fixture::*;
 
 fn key() -> Signer {
     Signer::from_seed(&[1; 32])

@@ -128,7 +128,7 @@ impl Vestigo {
         Ok(found)
     }
 
-    /// When which host saw nothing, as the coverage of an answer says it.
+    /// When which host saw nothing, as the coverage of an answer says it. Of a window of days it only says that something was missing.
     ///
     /// # Errors
     /// As [`Vestigo::ask`].

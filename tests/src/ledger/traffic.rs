@@ -200,7 +200,7 @@ impl<'a> Traffic<'a> {
         let length = self.length(0.8, 1.6);
         Self::stamp(&mut flow, self.time(sender, length));
         self.source(&mut flow, sender, 0.5);
-        self.to_server(&mut flow);
+        self.towards_server(&mut flow);
         self.sizes(&mut flow, 1800.0, 14_000.0);
         if self.draw.happens(0.08) {
             flow.end_reason = EndReason::Idle;
@@ -208,7 +208,7 @@ impl<'a> Traffic<'a> {
         flow
     }
 
-    fn to_server(&mut self, flow: &mut Flow) {
+    fn towards_server(&mut self, flow: &mut Flow) {
         let peer = self.site.peer(&mut self.draw);
         (flow.resp_ip, flow.resp_port) = (peer.like(flow.orig_ip), peer.port);
         (flow.orig_flags, flow.resp_flags) = (0x1b, 0x1b);
@@ -282,7 +282,7 @@ impl<'a> Traffic<'a> {
         let (from, to) = self.time(sender, length.min(sender.span.1 - sender.span.0 - SECOND));
         let mut flow = blank.clone();
         self.source(&mut flow, sender, 0.5);
-        self.to_server(&mut flow);
+        self.towards_server(&mut flow);
         let part = (to - from) / i64::try_from(parts).unwrap_or(1).max(1);
         for number in 0..parts {
             let begins = from + part * i64::try_from(number).unwrap_or(0);
