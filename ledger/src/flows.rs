@@ -298,11 +298,14 @@ fn row(flow: &Flow, place: u32, reason: u32) -> Row {
             scitag: notes.scitag,
         })
     });
+    // A clock that was set back within a flow: the record spans both readings, so that whoever asks about either finds it. Kept the
+    // wrong way round it would touch no moment at all, and the statistics that questions go by would leave it out.
+    let (first, last) = (flow.first.min(flow.last).as_nanos(), flow.first.max(flow.last).as_nanos());
     Row {
         place,
         payload: flow.attribution.payload,
-        first: flow.first.as_nanos(),
-        lasted: flow.last.as_nanos().saturating_sub(flow.first.as_nanos()).max(0),
+        first,
+        lasted: last.saturating_sub(first),
         orig_ip: flow.orig_ip,
         orig_port: flow.orig_port,
         resp_ip: flow.resp_ip,
@@ -334,3 +337,7 @@ pub(crate) fn number(at: usize) -> u32 {
 pub(crate) fn index(at: u32) -> usize {
     usize::try_from(at).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+#[path = "flows_tests.rs"]
+mod tests;

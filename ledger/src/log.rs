@@ -79,6 +79,13 @@ pub(crate) struct Generation {
 
 /// Reads a generation; safe while its writer appends (an unfinished frame is just a torn tail).
 pub(crate) fn read(path: &Path) -> Result<Generation, IoError> {
+    let mut entries = Vec::new();
+    let generation = each(path, &mut |entry| entries.push(entry))?;
+    Ok(Generation { entries, ..generation })
+}
+
+/// Gives each entry of a generation to the callback and keeps none: decoded, flows take several times the room of their bytes.
+pub(crate) fn each(path: &Path, take: &mut dyn FnMut(Entry)) -> Result<Generation, IoError> {
     let bytes = std::fs::read(path).map_err(IoError::at("read", path))?;
     let scan = frame::scan(&bytes);
     let mut generation = Generation {
@@ -89,7 +96,7 @@ pub(crate) fn read(path: &Path) -> Result<Generation, IoError> {
     };
     for payload in scan.payloads {
         match Entry::read(payload) {
-            Some(entry) => generation.entries.push(entry),
+            Some(entry) => take(entry),
             None => generation.unreadable += 1,
         }
     }

@@ -130,11 +130,13 @@ impl Writer {
         let lock = lock(root)?;
         let sealed = sealed_head(root, &options.host)?;
         clear_rubble(root, &options.host, sealed.sequence)?;
-        let recovery = Recovery::read(root, &options.host, sealed.covered)?;
+        let mut recovery = Recovery::read(root, &options.host, sealed.covered)?;
         let log = match recovery.last {
-            Some((generation, good)) => Log::open(root, generation, good, &open)?,
-            None => {
-                let generation = sealed.covered + 1;
+            Some((generation, good)) if recovery.headed => Log::open(root, generation, good, &open)?,
+            // None, or one that does not say whose it is: readers would pass over whatever is appended to it.
+            last => {
+                let generation = last.map_or(sealed.covered, |(generation, _)| generation) + 1;
+                recovery.pending.extend(last.map(|(generation, _)| generation));
                 begin(root, &options.host, generation, &recovery.state, sealed.head())?;
                 let length = file_length(&log::path(root, generation))?;
                 Log::open(root, generation, length, &open)?
@@ -335,8 +337,11 @@ impl Writer {
 
     /// After an ordinary seal the current generation is new; after a retried one it has been appended to.
     fn first_of_current(&self) -> Result<Option<Timestamp>, LedgerError> {
-        let generation = log::read(&log::path(&self.root, self.log.generation))?;
-        Ok(generation.entries.iter().find_map(entry_time))
+        let mut first = None;
+        log::each(&log::path(&self.root, self.log.generation), &mut |entry| {
+            first = first.or_else(|| entry_time(&entry))
+        })?;
+        Ok(first)
     }
 
     /// Begins the next generation with what still holds.
@@ -481,6 +486,8 @@ struct Recovery {
     pending: Vec<u64>,
     /// The last generation and where its last whole frame ends.
     last: Option<(u64, u64)>,
+    /// Whether that one begins with its header.
+    headed: bool,
     torn: u64,
 }
 
@@ -492,15 +499,21 @@ impl Recovery {
                 durable::remove_file(&log::path(root, generation))?;
                 continue;
             }
-            let read = log::read(&log::path(root, generation))?;
-            check_host(root, host, &read.entries)?;
+            let (mut begins, mut is_first) = (None, true);
+            let read = log::each(&log::path(root, generation), &mut |entry| {
+                recovery.first = recovery.first.or_else(|| entry_time(&entry));
+                recovery.state.apply(&entry);
+                if std::mem::take(&mut is_first) {
+                    begins = header_host(&entry);
+                }
+            })?;
+            recovery.headed = begins.is_some();
+            check_host(root, host, begins)?;
             if read.torn + read.damaged + read.unreadable > 0 {
                 let (torn, damaged, unreadable) = (read.torn, read.damaged, read.unreadable);
                 tracing::warn!(generation, torn, damaged, unreadable, "the write-ahead log is not whole");
             }
             recovery.torn += read.torn;
-            recovery.first = recovery.first.or_else(|| read.entries.iter().find_map(entry_time));
-            read.entries.iter().for_each(|entry| recovery.state.apply(entry));
             recovery.pending.extend(recovery.last.map(|(generation, _)| generation));
             recovery.last = Some((generation, read.good));
         }
@@ -521,10 +534,18 @@ impl Recovery {
     }
 }
 
-fn check_host(root: &Path, host: &HostId, entries: &[Entry]) -> Result<(), LedgerError> {
-    match entries.first() {
-        Some(Entry::Header(header)) if header.host != *host => {
-            Err(LedgerError::OtherHost { root: root.to_owned(), found: header.host.clone(), asked: host.clone() })
+fn header_host(entry: &Entry) -> Option<HostId> {
+    match entry {
+        Entry::Header(header) => Some(header.host.clone()),
+        _ => None,
+    }
+}
+
+/// Whose log it is, as its header says.
+fn check_host(root: &Path, host: &HostId, found: Option<HostId>) -> Result<(), LedgerError> {
+    match found {
+        Some(found) if found != *host => {
+            Err(LedgerError::OtherHost { root: root.to_owned(), found, asked: host.clone() })
         }
         _ => Ok(()),
     }

@@ -19,7 +19,7 @@ use super::{SegmentError, content::Content, summary, tables};
 use crate::{
     durable,
     manifest::{self, FORMAT, FileEntry, Generations, Kind, Manifest, Sealed, VERSION},
-    sign::Signer,
+    sign::{self, Signer},
 };
 
 /// Rows that can be skipped at once by their statistics and bloom filters.
@@ -67,11 +67,9 @@ pub(crate) fn write(
     // A date folder made a moment ago must not vanish in a power cut while its segment's log is removed.
     folder.parent().map_or(Ok(()), durable::sync_folder)?;
     durable::sync_folder(order.root)?;
-    let mut files = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::People || !content.people.is_empty()) {
-        step(kind.as_str())?;
-        files.push(write_file(&folder, &segment, (kind, order.sequence), content)?);
-    }
+    let files = write_files(&folder, &segment, order.sequence, content, step).inspect_err(|_| {
+        give_back(&folder, &segment);
+    })?;
     step("manifest")?;
     let coverage = content.coverage_range();
     let manifest = Manifest {
@@ -94,7 +92,39 @@ pub(crate) fn write(
         losses: content.losses,
         previous: order.previous,
     };
-    Ok(manifest::write(&folder, manifest, order.signer)?)
+    let segment = manifest.segment.clone();
+    let written = manifest::write(&folder, manifest, order.signer);
+    Ok(written.inspect_err(|_| give_back(&folder, &segment))?)
+}
+
+fn write_files(
+    folder: &Path,
+    segment: &str,
+    sequence: u64,
+    content: &Content,
+    step: &mut dyn FnMut(&str) -> Result<(), SegmentError>,
+) -> Result<Vec<FileEntry>, SegmentError> {
+    let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::People || !content.people.is_empty());
+    let mut write = |kind: Kind| {
+        step(kind.as_str())?;
+        write_file(folder, segment, (kind, sequence), content)
+    };
+    kinds.map(&mut write).collect()
+}
+
+/// Removes the files of a segment that could not be written to its end: the likeliest reason is a full disk, and until the seal is tried
+/// again the log needs their space. Where a manifest lists them (its folder could not be synced), they stay.
+fn give_back(folder: &Path, segment: &str) {
+    let manifest = folder.join(format!("{segment}{}", manifest::SUFFIX));
+    if manifest.exists() {
+        return;
+    }
+    let signature = sign::beside(&manifest, sign::SIGNATURE_SUFFIX);
+    let files = Kind::ALL.map(|kind| folder.join(format!("{segment}-{kind}.parquet")));
+    for path in files.iter().chain([&signature]) {
+        // What cannot be removed now is removed when the ledger is opened.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 fn write_file(
