@@ -241,8 +241,7 @@ fn the_community_id_is_that_of_the_other_answers() {
     let (_folder, root) = ledger();
     let who = ["who", "--time", "2026-11-22T15:00:00Z", "--ip", "10.0.0.6", "--port", "41003", "--json"];
     let answer: Value = serde_json::from_str(&done(&root, &who, 0)).unwrap();
-    let known =
-        answer["answer"]["candidates"][0]["flows"][0]["community_id"].as_str().unwrap().to_owned();
+    let known = answer["answer"]["candidates"][0]["flows"][0]["community_id"].as_str().unwrap().to_owned();
     let id = "community_id(orig_ip, orig_port, resp_ip, resp_port, proto)";
     let found =
         rows(&root, &format!("SELECT DISTINCT {id} FROM flows WHERE orig_ip = '10.0.0.6' AND orig_port = 41003"));
