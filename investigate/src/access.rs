@@ -135,7 +135,7 @@ impl Asked {
         match log::append(&self.log, entry) {
             Ok(()) => Ok(None),
             Err(error) if self.required => Err(error.into()),
-            Err(error) => Ok(Some(error.to_string())),
+            Err(error) => Ok(Some(format!("{:#}", anyhow::Error::new(error)))),
         }
     }
 }

@@ -117,13 +117,28 @@ impl Engine {
             | DataFusionError::Plan(_)
             | DataFusionError::SchemaError(..)
             | DataFusionError::Diagnostic(..)
-            | DataFusionError::NotImplemented(_) => Usage(format!(
+            | DataFusionError::NotImplemented(_)
+            // A value that is none of its type, a division by zero: what was asked, and no fault of a segment.
+            | DataFusionError::ArrowError(..)
+                if of_question(error.find_root()) =>
+            {
+                Usage(format!(
                 "{text}; `vestigo sql 'SHOW TABLES'` and `vestigo sql 'DESCRIBE flows'` show what can be asked"
-            ))
-            .into(),
+                ))
+                .into()
+            }
             _ => anyhow!("The query failed: {text}"),
         }
     }
+}
+
+/// Whether the question is to blame. Arrow also says what is wrong with a file.
+fn of_question(error: &DataFusionError) -> bool {
+    use datafusion::arrow::error::ArrowError::{
+        ArithmeticOverflow, CastError, DivideByZero, InvalidArgumentError, ParseError,
+    };
+    let DataFusionError::ArrowError(error, _) = error else { return true };
+    matches!(**error, ArithmeticOverflow(_) | CastError(_) | DivideByZero | InvalidArgumentError(_) | ParseError(_))
 }
 
 /// Whether the text only reads, by its form. The engine refuses the rest as well; here it is refused in words.

@@ -22,10 +22,16 @@ use vestigo_ledger::{
 use vestigo_model::Fact;
 
 fn vestigo(arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, log) = (folder.path().join("vestigo.toml"), folder.path().join("log.jsonl"));
+    fs::write(&config, format!("[access]\nlog = \"{}\"\n", log.display())).unwrap();
     Command::new(env!("CARGO_BIN_EXE_vestigo"))
         .args(arguments)
         .env_remove("VESTIGO_KEYS")
         .env_remove("VESTIGO_LEDGER")
+        .envs([("VESTIGO_CASE", "C-1"), ("VESTIGO_REASON", "a test")])
+        .env("VESTIGO_CONFIG", &config)
+        .env("XDG_CACHE_HOME", folder.path())
         .stdin(Stdio::null())
         .output()
         .unwrap()

@@ -3,19 +3,26 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../tests/fixture/mod.rs"]
-mod fixture;
+pub mod fixture;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use fixture::*;
 use vestigo_ledger::{Writer, WriterOptions};
 use vestigo_model::{CoverageState, Event, EventKind, Fact};
 
 fn main() {
-    let root = PathBuf::from(std::env::args().nth(1).expect("usage: sample_ledger FOLDER"));
+    write(&PathBuf::from(std::env::args().nth(1).expect("usage: sample_ledger FOLDER")));
+}
+
+/// Writes it. Public, so that a test of the documentation has the same one.
+pub fn write(root: &Path) {
     let options =
         WriterOptions { host: host("hv1"), max_segment_age: Duration::from_secs(300), max_wal_bytes: 64 << 20 };
-    let (mut writer, _) = Writer::open(&root, options).unwrap();
+    let (mut writer, _) = Writer::open(root, options).unwrap();
     let atlas = instance("hv1", 1, Some("atlas"), "10.0.0.5");
     let cms = instance("hv1", 2, Some("cms"), "10.0.0.5");
     let started = Event {

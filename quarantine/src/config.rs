@@ -240,7 +240,7 @@ pub fn credentials(file: Option<&Path>) -> Result<S3Credentials, ConfigError> {
         });
     };
     let text = std::fs::read_to_string(path).map_err(|e| {
-        ConfigError(format!("cannot read the credentials file {}: {e}; check `credentials` in [vault]", path.display()))
+        ConfigError(format!("cannot read the credentials file {}: {e}; check `credentials` in [vault] of quarantine.toml or [s3] of vestigo.toml", path.display()))
     })?;
     let mut keys = S3Credentials::default();
     let mut ours = true;

@@ -22,12 +22,20 @@ pub enum LogError {
     /// The file.
     #[error(
         "Cannot {doing} the record of questions {}, and without it there is no answer; give the group that asks the right to \
-         write there, or set `log` in [access] of vestigo.toml: {source}",
+         write there, or set `log` in [access] of vestigo.toml",
         path.display()
     )]
     File {
         /// Verb.
         doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// It is only looked at.
+    #[error("Cannot read the record of questions {}; name it with --log, or set `log` in [access] of vestigo.toml", path.display())]
+    Read {
         /// The file.
         path: PathBuf,
         /// The system's word.
@@ -136,7 +144,7 @@ const MAX_FINDINGS: usize = 100;
 /// # Errors
 /// The file cannot be read.
 pub fn read(path: &Path, head: Option<&str>, mut visit: impl FnMut(u64, Entry)) -> Result<Checked, LogError> {
-    let at = |source| LogError::File { doing: "read", path: path.to_owned(), source };
+    let at = |source| LogError::Read { path: path.to_owned(), source };
     let mut lines = BufReader::new(fs::File::open(path).map_err(at)?);
     let mut previous = Digest::ZERO.to_string();
     let mut checked = Checked {

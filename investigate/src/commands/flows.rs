@@ -9,7 +9,6 @@ use datafusion::{
     prelude::{DataFrame, Expr, col, lit},
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
 use vestigo_ledger::{Ledger, questions::coverage::WindowCoverage};
 use vestigo_model::{TimeRange, Timestamp};
 
@@ -21,7 +20,7 @@ use crate::{
     },
     engine::{
         Engine,
-        rows::{object, words},
+        rows::{Row, object, words},
     },
     render::{self, Style, coverage},
 };
@@ -43,7 +42,7 @@ struct Question<'a> {
 #[derive(Serialize)]
 struct Answer {
     /// Flows with the columns of the view, or sums.
-    rows: Vec<Map<String, Value>>,
+    rows: Vec<Row>,
     /// Whether there are more than `rows`.
     more: bool,
     coverage: Option<WindowCoverage>,
@@ -217,10 +216,10 @@ fn text(answer: &Answer, style: Style) -> String {
     match answer.rows.first() {
         None => text.push_str("Nothing found: no flow record fits.\n"),
         Some(first) => {
-            let flows = first.contains_key("orig_port");
+            let flows = first.get("orig_port").is_some();
             let names: Vec<&str> = match flows {
                 true => SHOWN.to_vec(),
-                false => first.keys().map(String::as_str).collect(),
+                false => first.0.iter().map(|(name, _)| name.as_str()).collect(),
             };
             let header: Vec<String> = names.iter().map(|name| name.replace('_', " ").to_uppercase()).collect();
             let mut table = render::table(&header.iter().map(String::as_str).collect::<Vec<_>>());

@@ -7,7 +7,7 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use vestigo_ledger::Signer;
+use vestigo_ledger::{LedgerError, Signer};
 
 pub use self::arguments::LedgerArguments;
 use self::arguments::LedgerCommand;
@@ -30,8 +30,21 @@ pub fn run(arguments: &LedgerArguments, style: Style) -> Result<Output> {
 /// The one ledger that is changed.
 fn only(ledgers: &[PathBuf]) -> Result<&Path> {
     match ledgers {
-        [one] => Ok(one),
+        [one] => {
+            there(one)?;
+            Ok(one)
+        }
         _ => Err(Usage("this changes one ledger; name it with --ledger DIR".to_owned()).into()),
+    }
+}
+
+/// A hold in a folder that is no ledger would protect nothing, and nobody would know.
+fn there(root: &Path) -> Result<(), LedgerError> {
+    let of_ledger = |name: &str| name == "wal" || name.starts_with("date=");
+    let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
+    match entries.into_iter().any(|entry| entry.file_name().to_str().is_some_and(of_ledger)) {
+        true => Ok(()),
+        false => Err(LedgerError::NotALedger { root: root.to_owned() }),
     }
 }
 

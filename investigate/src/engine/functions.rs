@@ -4,20 +4,21 @@ use std::{net::IpAddr, sync::Arc};
 
 use datafusion::{
     arrow::{
-        array::{ArrayRef, AsArray, BooleanArray, StringArray},
+        array::{ArrayRef, AsArray, BooleanArray, StringArray, UInt16Array},
         compute::cast,
-        datatypes::DataType,
+        datatypes::{DataType, UInt16Type},
     },
-    common::{Result, exec_datafusion_err, plan_err},
+    common::{Result, exec_datafusion_err, plan_datafusion_err, plan_err},
     logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility},
     prelude::SessionContext,
 };
+use vestigo_ledger::community_id;
 use vestigo_model::Digest;
 
 use crate::arguments::network;
 
 pub(super) fn register(context: &SessionContext) {
-    for function in [Function::InNet, Function::WhatWasSaid] {
+    for function in [Function::InNet, Function::WhatWasSaid, Function::CommunityId] {
         context.register_udf(udf(function));
     }
 }
@@ -33,6 +34,8 @@ enum Function {
     InNet,
     /// `what_was_said(record)`: a digest of what a payload's record claims, without its end.
     WhatWasSaid,
+    /// `community_id(orig_ip, orig_port, resp_ip, resp_port, proto)`: what other tools call the conversation.
+    CommunityId,
 }
 
 impl Function {
@@ -40,6 +43,7 @@ impl Function {
         match self {
             Self::InNet => 2,
             Self::WhatWasSaid => 1,
+            Self::CommunityId => 5,
         }
     }
 }
@@ -55,6 +59,7 @@ impl ScalarUDFImpl for Named {
         match self.function {
             Function::InNet => "in_net",
             Function::WhatWasSaid => "what_was_said",
+            Function::CommunityId => "community_id",
         }
     }
 
@@ -68,7 +73,7 @@ impl ScalarUDFImpl for Named {
         }
         Ok(match self.function {
             Function::InNet => DataType::Boolean,
-            Function::WhatWasSaid => DataType::Utf8,
+            Function::WhatWasSaid | Function::CommunityId => DataType::Utf8,
         })
     }
 
@@ -80,6 +85,11 @@ impl ScalarUDFImpl for Named {
             Function::WhatWasSaid => {
                 Arc::new(text(column(0)?)?.iter().map(|record| record.map(said)).collect::<StringArray>())
             }
+            Function::CommunityId => Arc::new(community_ids(
+                (&text(column(0)?)?, &number(column(1)?)?),
+                (&text(column(2)?)?, &number(column(3)?)?),
+                &number(column(4)?)?,
+            )),
         };
         Ok(ColumnarValue::Array(found))
     }
@@ -90,6 +100,25 @@ fn text(column: &ArrayRef) -> Result<StringArray> {
     plain.as_string_opt::<i32>().cloned().ok_or_else(|| exec_datafusion_err!("text is wanted"))
 }
 
+fn number(column: &ArrayRef) -> Result<UInt16Array> {
+    let plain = cast(column, &DataType::UInt16)?;
+    plain.as_primitive_opt::<UInt16Type>().cloned().ok_or_else(|| exec_datafusion_err!("a number is wanted"))
+}
+
+/// One side of conversations: addresses and ports.
+type Side<'a> = (&'a StringArray, &'a UInt16Array);
+
+/// NULL where a part is NULL, an address is none, or the two are of different families.
+fn community_ids(orig: Side<'_>, resp: Side<'_>, protos: &UInt16Array) -> StringArray {
+    let side = |(ip, port): (Option<&str>, Option<u16>)| Some((ip?.parse::<IpAddr>().ok()?, port?));
+    let sides = orig.0.iter().zip(orig.1).zip(resp.0.iter().zip(resp.1)).zip(protos);
+    let id = |((orig, resp), proto): ((_, _), Option<u16>)| {
+        let id = community_id(side(orig)?, side(resp)?, u8::try_from(proto?).ok()?);
+        Some(id).filter(|id| !id.is_empty())
+    };
+    sides.map(id).collect()
+}
+
 /// An address that is none lies in no network; a network that is none is an error.
 fn nets(ips: &StringArray, networks: &StringArray) -> Result<BooleanArray> {
     let mut last = None;
@@ -98,7 +127,7 @@ fn nets(ips: &StringArray, networks: &StringArray) -> Result<BooleanArray> {
         let network = match &last {
             Some((known, network)) if known == text => *network,
             _ => {
-                let network = network(text).map_err(|why| exec_datafusion_err!("{why}"))?;
+                let network = network(text).map_err(|why| plan_datafusion_err!("{why}"))?;
                 last = Some((text.to_owned(), network));
                 network
             }

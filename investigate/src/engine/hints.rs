@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use datafusion::{
+    arrow::datatypes::{DataType, TimeUnit},
     common::ScalarValue,
     logical_expr::{BinaryExpr, Expr, Operator, utils::split_conjunction},
 };
@@ -51,12 +52,19 @@ fn values(expression: &Expr, columns: &[&str]) -> Option<BTreeSet<String>> {
     }
 }
 
+/// Whether the expression is one of the columns, or one of them as another type that keeps its values. Any other cast may make
+/// different values equal (`CAST(first AS DATE)`), and a hint from it would lose rows.
 fn is(expression: &Expr, columns: &[&str]) -> bool {
     match expression {
         Expr::Column(found) => columns.contains(&found.name.as_str()),
-        Expr::Cast(cast) => is(&cast.expr, columns),
+        Expr::Cast(cast) => keeps(cast.field.data_type()) && is(&cast.expr, columns),
         _ => false,
     }
+}
+
+const fn keeps(to: &DataType) -> bool {
+    use DataType::{Dictionary, LargeUtf8, Timestamp, Utf8, Utf8View};
+    matches!(to, Utf8 | LargeUtf8 | Utf8View | Dictionary(..) | Timestamp(TimeUnit::Nanosecond, _))
 }
 
 fn text(expression: &Expr) -> Option<String> {

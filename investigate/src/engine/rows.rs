@@ -13,7 +13,8 @@ use datafusion::arrow::{
     datatypes::{DataType, Float64Type, Int64Type, SchemaRef, TimeUnit, TimestampNanosecondType, UInt64Type},
     util::display::{ArrayFormatter, FormatOptions},
 };
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 use vestigo_model::Timestamp;
 
 use crate::{
@@ -51,11 +52,28 @@ fn shown(column: &ArrayRef, row: usize) -> String {
     ArrayFormatter::try_new(column.as_ref(), &options).map(|of| of.value(row).to_string()).unwrap_or_default()
 }
 
-/// The row as a JSON object.
-pub fn object(batch: &RecordBatch, row: usize) -> Map<String, Value> {
+/// A row: names and values, in the order of the columns, which a JSON object keeps as it was asked for.
+#[derive(Debug, Clone)]
+pub struct Row(pub Vec<(String, Value)>);
+
+impl Row {
+    /// The value of a column.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+}
+
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// The row, for a JSON object.
+pub fn object(batch: &RecordBatch, row: usize) -> Row {
     let schema = batch.schema();
     let cells = schema.fields().iter().zip(batch.columns());
-    cells.map(|(field, column)| (field.name().clone(), value(column, row))).collect()
+    Row(cells.map(|(field, column)| (field.name().clone(), value(column, row))).collect())
 }
 
 /// The value in words.
@@ -67,27 +85,37 @@ pub fn words(value: &Value) -> String {
     }
 }
 
+fn cell(value: &Value, lines: bool) -> String {
+    match value {
+        Value::String(text) if lines => text.trim_end().split('\n').map(safe).collect::<Vec<_>>().join("\n"),
+        value => words(value),
+    }
+}
+
 /// Takes rows and writes them into a file without a name, so that nothing is shown before all of it is there.
 pub struct Printer {
     format: Format,
     file: BufWriter<File>,
     table: comfy_table::Table,
     names: Vec<String>,
+    /// Whether a cell may have lines: in a plan, and never in what comes from a ledger.
+    lines: bool,
     /// Rows taken.
     pub rows: u64,
 }
 
 impl Printer {
-    /// Begins; CSV writes its line of names.
+    /// Begins; CSV writes its line of names. `lines`: the rows are those of a plan.
     ///
     /// # Errors
     /// There is no room for temporary files.
-    pub fn new(format: Format, schema: &SchemaRef) -> Result<Self> {
+    pub fn new(format: Format, schema: &SchemaRef, lines: bool) -> Result<Self> {
         let file =
             tempfile::tempfile().context("Cannot make a temporary file; set TMPDIR to a folder that can be written")?;
         let names: Vec<String> = schema.fields().iter().map(|field| safe(field.name())).collect();
         let header: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut printer = Self { format, file: BufWriter::new(file), table: render::table(&header), names, rows: 0 };
+        let mut printer =
+            Self { format, file: BufWriter::new(file), table: render::table(&header), names, lines, rows: 0 };
         if format == Format::Csv {
             let line: Vec<String> = printer.names.iter().map(|name| quoted(name)).collect();
             writeln!(printer.file, "{}", line.join(","))?;
@@ -105,10 +133,11 @@ impl Printer {
             match self.format {
                 Format::Table if self.rows > SHOWN => {}
                 Format::Table => {
-                    self.table.add_row(batch.columns().iter().map(|column| words(&value(column, row))));
+                    let lines = self.lines;
+                    self.table.add_row(batch.columns().iter().map(|column| cell(&value(column, row), lines)));
                 }
                 Format::Jsonl => {
-                    writeln!(self.file, "{}", safe_json(&Value::Object(object(batch, row)).to_string()))?;
+                    writeln!(self.file, "{}", safe_json(&serde_json::to_string(&object(batch, row))?))?;
                 }
                 Format::Csv => {
                     let cells: Vec<String> =

@@ -9,6 +9,8 @@ use super::{Style, safe};
 
 /// How many taps are listed; the JSON form has them all.
 const LISTED: usize = 20;
+/// How many unseen stretches of a host are listed.
+const SHOWN: usize = 5;
 
 /// The whole block.
 pub fn block(coverage: &WindowCoverage, style: Style) -> String {
@@ -20,7 +22,11 @@ pub fn block(coverage: &WindowCoverage, style: Style) -> String {
         style.warning("incomplete: what is missing here proves nothing")
     };
     let _ = writeln!(text, "{} of {window}: {verdict}", style.heading("COVERAGE"));
-    let _ = writeln!(text, "  {} of {} taps were seen completely", coverage.complete_points, coverage.points);
+    // Of a long window with holes the manifests tell the hosts, and no tap was looked into.
+    if coverage.points > 0 || coverage.blind.is_empty() {
+        let _ = writeln!(text, "  {} of {} taps were seen completely", coverage.complete_points, coverage.points);
+    }
+    text.push_str(&hosts(coverage));
     if coverage.hosts.is_empty() {
         let _ = writeln!(text, "  no host said anything about this window");
     }
@@ -41,6 +47,36 @@ pub fn block(coverage: &WindowCoverage, style: Style) -> String {
         );
     }
     text.push_str(&extent(coverage.ledger));
+    text
+}
+
+/// What is known of whole hosts.
+fn hosts(coverage: &WindowCoverage) -> String {
+    let mut text = String::new();
+    for one in coverage.blind.iter().take(LISTED) {
+        let host = safe(one.host.as_str());
+        let _ = writeln!(text, "  {host}: not everything was seen, by its manifests (a shorter time tells more):");
+        for part in one.stretches.iter().take(SHOWN) {
+            let _ = writeln!(text, "    {} to {}", part.from, part.to);
+        }
+        if let Some(more @ 1..) = one.stretches_total.checked_sub(one.stretches.len().min(SHOWN)) {
+            let _ = writeln!(text, "    … and {more} more stretches");
+        }
+    }
+    if let Some(more @ 1..) = coverage.blind.len().checked_sub(LISTED) {
+        let _ = writeln!(text, "  … and {more} more hosts; --json lists them all");
+    }
+    for host in &coverage.expired {
+        let host = safe(host.as_str());
+        let _ = writeln!(text, "  {host}: records of about this time were removed here, and are not in the answer");
+    }
+    for host in &coverage.doubled {
+        let host = safe(host.as_str());
+        let _ = writeln!(text, "  {host}: two histories share this name; what is said of one may be the other's");
+    }
+    if coverage.newest_missing {
+        text.push_str("  the newest records of a hostd may not be read here, and are not in the answer\n");
+    }
     text
 }
 

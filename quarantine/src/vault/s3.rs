@@ -134,8 +134,8 @@ impl S3Vault {
     pub fn open(bucket: &str, prefix: &str, settings: &S3Settings) -> Result<Self, VaultError> {
         if settings.credentials.access_key.is_empty() {
             return Err(VaultError::Refused(format!(
-                "no credentials for s3://{bucket}: name a file with `credentials` in [vault], or set AWS_ACCESS_KEY_ID and \
-                 AWS_SECRET_ACCESS_KEY"
+                "no credentials for s3://{bucket}: name a file with `credentials` in [vault] of quarantine.toml or [s3] of \
+                 vestigo.toml, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()

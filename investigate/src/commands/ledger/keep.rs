@@ -20,7 +20,7 @@ use vestigo_model::{Clock as _, SystemClock};
 use super::{
     super::{Body, Output, json},
     arguments::{Compact, Expire, HoldArguments, Release, Where},
-    only, signer, size,
+    only, signer, size, there,
 };
 use crate::{
     exit::{Exit, Usage},
@@ -200,6 +200,7 @@ pub fn release(arguments: &Release) -> Result<Output> {
 pub fn holds(arguments: &Where, style: Style) -> Result<Output> {
     let mut all = Vec::new();
     for ledger in arguments.ledgers() {
+        there(&ledger)?;
         all.extend(holds::all(&ledger)?);
     }
     if arguments.json {
@@ -226,7 +227,10 @@ pub fn holds(arguments: &Where, style: Style) -> Result<Output> {
             hold.placed.to_string(),
         ]);
     }
-    let heading = style.heading(&format!("{} holds", all.len()));
+    let heading = style.heading(&match all.len() {
+        1 => "1 hold".to_owned(),
+        many => format!("{many} holds"),
+    });
     Ok(said(format!("{heading}\n{}\n", render::table_text(&table))))
 }
 
