@@ -6,9 +6,7 @@ use vestigo_model::{Label, SciTagSource};
 use super::*;
 use crate::frame::{self, MAX_PAYLOAD};
 
-#[path = "../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::fixture::*;
 
 /// A flow of a place and a reason of its own, with every text and number at its longest.
 fn longest(number: usize) -> Flow {

@@ -242,6 +242,9 @@ impl<'a> Stack<'a> {
         // What every question must say of itself, and where it is recorded.
         let etc = self.etc("vestigo.toml");
         command.env("VESTIGO_CASE", "TEST-1").env("VESTIGO_REASON", "a test asks").env("VESTIGO_CONFIG", etc);
+        if self.keys().is_dir() {
+            command.env("VESTIGO_KEYS", self.keys());
+        }
         let done = command.output().with_context(|| format!("cannot run {program}"))?;
         Ok(Said {
             status: done.status.code().unwrap_or(-1),

@@ -224,7 +224,7 @@ fn text(answer: &Answer, style: Style) -> String {
             let header: Vec<String> = names.iter().map(|name| name.replace('_', " ").to_uppercase()).collect();
             let mut table = render::table(&header.iter().map(String::as_str).collect::<Vec<_>>());
             for row in &answer.rows {
-                table.add_row(names.iter().map(|name| row.get(*name).map(words).unwrap_or_default()));
+                table.add_row(names.iter().map(|name| row.get(name).map(words).unwrap_or_default()));
             }
             text.push_str(&render::table_text(&table));
         }

@@ -18,7 +18,6 @@ use crate::{
     Kind, Ledger, SegmentInfo, Signer, Signers, Writer, WriterOptions,
     durable::IoError,
     holds::{self, Hold},
-    questions::who::WhoQuestion,
     segment::scan::FlowFilter,
     sign::TOMBSTONE_NAMESPACE,
     verify::{Report, VerifyOptions, What, verify},
@@ -316,10 +315,6 @@ fn a_full_disk_takes_the_flows_of_shipped_segments_first_their_facts_last_and_wh
     // An answer without them would say that nothing had been.
     let range = TimeRange { from: at("00:00:00"), to: at("23:59:59") };
     let ledger = Ledger::open_folders(&[root.path().to_owned()]).unwrap();
-    let question =
-        WhoQuestion { range, ip: "10.0.0.5".parse().unwrap(), port: None, peer: None, proto: None, instance: None };
-    let coverage = ledger.who(&question).unwrap().coverage;
-    assert!(!coverage.complete && coverage.expired.contains(&host("hv1")), "{coverage:?}");
     let said = ledger.flows(&FlowFilter { range, ip: None, vo: None }).unwrap_err().to_string();
     assert!(said.contains("s3://evidence/ledger") && said.contains("--ledger"), "{said}");
 }
