@@ -4,11 +4,10 @@ use std::net::Ipv6Addr;
 use vestigo_model::{Label, SciTagSource};
 
 use super::*;
-use crate::frame::{self, MAX_PAYLOAD};
-
-#[path = "../tests/fixture/mod.rs"]
-mod fixture;
-use fixture::*;
+use crate::{
+    fixture::*,
+    frame::{self, MAX_PAYLOAD},
+};
 
 /// A flow of a place and a reason of its own, with every text and number at its longest.
 fn longest(number: usize) -> Flow {
