@@ -4,9 +4,10 @@ use std::net::Ipv6Addr;
 use vestigo_model::{Label, SciTagSource};
 
 use super::*;
-use crate::frame::{self, MAX_PAYLOAD};
-
-use crate::fixture::*;
+use crate::{
+    fixture::*,
+    frame::{self, MAX_PAYLOAD},
+};
 
 /// A flow of a place and a reason of its own, with every text and number at its longest.
 fn longest(number: usize) -> Flow {
