@@ -65,6 +65,10 @@ fn an_outage_loses_nothing_and_is_said_in_one_sentence() {
     let site = with_endpoint(&format!("http://127.0.0.1:{}", ports + 3), "outage", "");
     let disk = site.path("d");
     sparse(&disk, 24 * MIB, 3, &[(0, 20 << 20)]);
+    // The bucket is made before: between the start of the server and its first bucket the daemon would rightly end.
+    let weed = weed::Weed::start(&program, dir.path(), ports);
+    weed.bucket("outage", false);
+    weed.stop();
     // Not there when the daemon starts.
     let item = site.hand_over(Some("atlas"), "vm-1", &[Layer { file: &disk, shared: false }]);
     let _daemon = site.daemon();
@@ -75,7 +79,6 @@ fn an_outage_loses_nothing_and_is_said_in_one_sentence() {
         site.log()
     );
     let weed = weed::Weed::start(&program, dir.path(), ports);
-    weed.bucket("outage", false);
     site.wait_captured(&item);
     // Away while it runs. At once after the hand-over: a moment later the item might be safe already. (What a kill in the
     // middle of an item does is shown in `folder.rs`.)

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use vestigo_ledger::people::Keyring;
 
 use crate::{bins, process, s3::S3Server, site::Site};
 
@@ -81,6 +82,12 @@ impl<'a> Stack<'a> {
     /// The folder of the keys that hostd makes for itself.
     pub fn keys(&self) -> PathBuf {
         self.site.dir().join("keys")
+    }
+
+    /// Those keys; none before hostd sealed a first name.
+    pub fn keyring(&self) -> Result<Keyring> {
+        let keys = self.keys();
+        Ok(if keys.is_dir() { Keyring::open(&[keys])? } else { Keyring::default() })
     }
 
     /// The folder of hand-overs.

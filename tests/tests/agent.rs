@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vestigo_ledger::{Facts, Ledger, people::Keyring};
+use vestigo_ledger::{Facts, Ledger};
 use vestigo_model::{Clock, DomainUuid, Event, EventKind, Exit, Payload, SystemClock, TimeRange, Timestamp};
 use vestigo_tests::{
     audit::{Audit, Sender, Verdict, proto},
@@ -98,8 +98,7 @@ fn job(number: usize, times: usize) -> Work {
 
 impl World<'_> {
     fn ledger(&self) -> Result<Ledger> {
-        let keys = Keyring::open(&[self.stack.keys()])?;
-        Ok(Ledger::open_folders(&[self.stack.ledger()])?.with_keys(keys))
+        Ok(Ledger::open_folders(&[self.stack.ledger()])?.with_keys(self.stack.keyring()?))
     }
 
     fn facts(&self, since: Timestamp) -> Result<Facts> {

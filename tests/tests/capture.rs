@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fs, net::IpAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vestigo_ledger::{Facts, FlowFilter, Ledger, people::Keyring};
+use vestigo_ledger::{Facts, FlowFilter, Ledger};
 use vestigo_model::{
     Clock, Coverage, CoverageState, EndReason, EventKind, Expected, Flow, Instance, SystemClock, TimeRange, Timestamp,
 };
@@ -104,8 +104,7 @@ fn spec(name: &str, image: &GuestImage, bridge: &Bridge, v4: &str, v6: Option<&s
 
 impl World<'_> {
     fn ledger(&self) -> Result<Ledger> {
-        let keys = Keyring::open(&[self.stack.keys()])?;
-        Ok(Ledger::open_folders(&[self.stack.ledger()])?.with_keys(keys))
+        Ok(Ledger::open_folders(&[self.stack.ledger()])?.with_keys(self.stack.keyring()?))
     }
 
     fn range(&self) -> TimeRange {

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use vestigo_ledger::people::Keyring;
 use vestigo_model::{Label, TimeRange, Timestamp};
 
 use super::{BUCKET, TENANTS, same_bytes, story::Story};
@@ -86,7 +85,7 @@ fn manifest(story: &Story, stack: &Stack<'_>, item: &str) -> Result<()> {
 
 /// The manifest names nobody: whoever holds the site's keys knows under which names the users stand.
 fn pseudonyms(stack: &Stack<'_>, users: &[&str]) -> Result<BTreeSet<String>> {
-    let keys = Keyring::open(&[stack.keys()])?;
+    let keys = stack.keyring()?;
     let always = TimeRange { from: Timestamp::from_nanos(0), to: Timestamp::from_nanos(i64::MAX) };
     let issuer = Label::new(pilot::ISSUER)?;
     let mut all = BTreeSet::new();

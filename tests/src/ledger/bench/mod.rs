@@ -1,6 +1,6 @@
 //! `make bench-ledger`: questions over ledgers from 10⁶ to 10⁸ flows, beside nfdump over the same flows, and from S3.
 //!
-//! Every answer that is timed is compared with the generator's truth first: a quick wrong answer is no figure.
+//! Of `who` and `pilots` the first answers are compared with the generator's truth before they are timed: a quick wrong answer is no figure.
 
 mod ask;
 mod proxy;
