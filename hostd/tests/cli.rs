@@ -36,7 +36,7 @@ fn hostd(folder: &Path, hostd_toml: &str, vos_toml: Option<&str>, arguments: &[&
 fn whole(folder: &Path, more: &str) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
     format!(
-        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\nstatus.socket = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n[people]\nown = {:?}\n",
+        "host = \"hv1\"\nledger = {:?}\nspool = {:?}\nchannels = {:?}\nvos = {:?}\nstatus.socket = {:?}\n{more}\n[pins]\nfolders = [{:?}]\n[people]\nown = {:?}\n[ledger_key]\nfile = {:?}\n",
         at("ledger"),
         at("spool"),
         at("channels"),
@@ -45,6 +45,7 @@ fn whole(folder: &Path, more: &str) -> String {
         at("status.sock"),
         at("pins"),
         at("keys"),
+        at("host_ed25519"),
     )
 }
 
