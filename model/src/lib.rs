@@ -22,6 +22,7 @@ pub mod link;
 mod mark;
 mod nat;
 mod payload;
+mod receipt;
 pub mod scitags;
 pub mod settings;
 mod source;
@@ -49,5 +50,6 @@ pub use payload::{
     Enforcement, Executable, Exit, Holder, LEASE_REST, Lease, PSEUDONYM, Payload, PayloadClaim, PayloadEnd, PortBlock,
     RuleState, Trust, User,
 };
+pub use receipt::Receipt;
 pub use source::{Basis, Learnt, expected};
 pub use time::{Clock, ManualClock, ParseTimeError, SystemClock, TimeRange, Timestamp};

@@ -21,8 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-use vestigo_model::{Clock, Digest, HostId, Timestamp};
+use vestigo_model::{Clock, Digest, HostId, Receipt};
 
 use crate::{
     acquire::Control,
@@ -87,21 +86,6 @@ pub enum ShipError {
         /// Why.
         error: io::Error,
     },
-}
-
-/// What quarantine vouches for: all of the segment was read back from the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// The hypervisor.
-    pub host: HostId,
-    /// The segment's number on it.
-    pub sequence: u64,
-    /// SHA-256 of its manifest.
-    pub manifest_sha256: Digest,
-    /// Where it is.
-    pub vault: String,
-    /// When it was read back.
-    pub shipped: Timestamp,
 }
 
 /// What a look at the ledger did.
@@ -216,18 +200,14 @@ impl Shipper {
     }
 
     fn receipt_path(&self, host: &HostId, sequence: u64) -> PathBuf {
-        self.receipts.join(host.as_str()).join(format!("{sequence}.json"))
+        self.receipts.join(Receipt::path(host, sequence))
     }
 
     /// A receipt of another vault, or of another manifest, is none.
     fn has_receipt(&self, host: &HostId, sequence: u64, digest: Digest) -> bool {
         let read = files::read_limited(&self.receipt_path(host, sequence), 64 << 10).ok();
         let receipt = read.and_then(|bytes| serde_json::from_slice::<Receipt>(&bytes).ok());
-        receipt.is_some_and(|receipt| {
-            (receipt.host == *host && receipt.sequence == sequence)
-                && receipt.manifest_sha256 == digest
-                && receipt.vault == self.vault.url()
-        })
+        receipt.is_some_and(|receipt| receipt.is_for(host, sequence, digest) && receipt.vault == self.vault.url())
     }
 
     fn write_receipt(&self, host: &HostId, sequence: u64, manifest_sha256: Digest) -> Result<(), ShipError> {

@@ -16,11 +16,11 @@ use std::{
 use bytes::Bytes;
 use quarantine::{
     acquire::Control,
-    ship::{Receipt, Round, Shipper},
+    ship::{Round, Shipper},
     vault::{FolderVault, Key, Open, Put, Vault, VaultError, Visit, probe::Capabilities},
 };
 use support::noise;
-use vestigo_model::{Digest, SystemClock, Timestamp};
+use vestigo_model::{Digest, Receipt, SystemClock, Timestamp};
 
 /// A folder vault that can be away, lose what it is given, and flip a bit of it.
 struct Moody {

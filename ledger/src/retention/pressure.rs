@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use vestigo_model::HostId;
+use vestigo_model::{HostId, Receipt};
 
 use super::{
     plan::RetentionError,
-    receipt::{self, Receipt},
+    receipt,
     tombstone::{Undertaker, Why},
 };
 use crate::{

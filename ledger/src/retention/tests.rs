@@ -6,12 +6,11 @@ use std::{
     time::Duration,
 };
 
-use vestigo_model::{Fact, InstanceId, TimeRange, Timestamp, Vo};
+use vestigo_model::{Fact, InstanceId, Receipt, TimeRange, Timestamp, Vo};
 
 use super::{
     plan::{Limits, Plan, RetentionError, apply, finish, plan},
     pressure::relieve,
-    receipt::Receipt,
     tombstone::{self, SITE_PRINCIPAL, TombstoneError, Undertaker, Why},
 };
 use crate::{
